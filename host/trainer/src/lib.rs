@@ -1,0 +1,18 @@
+//! Liftplan, the library: configuration → inventory → policy → plan → training → checkpoint → export → report.
+//!
+//! The modules stand in the order in which data flows through them, and none reaches back. [`plan::Plan`] is the
+//! only thing that passes from a policy to training.
+
+pub mod config;
+pub mod data;
+pub mod model;
+pub mod plan;
+pub mod policy;
+pub mod train;
+pub mod checkpoint;
+pub mod export;
+pub mod eval;
+pub mod report;
+
+mod error;
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,101 @@
+//! The plan: what happens to each tensor, and when the policy looks again. It is the only thing that passes from a
+//! policy to training.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What the plan does with a tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "treatment")]
+pub enum Treatment {
+    /// It stays as it is; no gradient is computed or held for it.
+    Frozen,
+    /// All of it trains.
+    Train,
+    /// It stays, and a low-rank adapter beside it trains.
+    Adapt(AdapterSpec),
+}
+
+/// A low-rank adapter, fully resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterSpec {
+    /// Rank, between 1 and the smaller dimension of the weight.
+    pub rank: usize,
+    /// The numerator of the scale: `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
+    pub alpha: f64,
+    /// Probability that an input of the adapter is dropped, in `[0, 1)`.
+    pub dropout: f64,
+    /// Rank-stabilised scaling (arXiv 2312.03732).
+    pub rslora: bool,
+    /// Weight-decomposed adaptation (arXiv 2402.09353).
+    pub dora: bool,
+}
+
+impl AdapterSpec {
+    /// The factor on the adapter's product.
+    pub fn scale(&self) -> f64 {
+        if self.rslora { self.alpha / (self.rank as f64).sqrt() } else { self.alpha / self.rank as f64 }
+    }
+}
+
+/// How the engine keeps a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// One tensor's line in the plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Canonical name.
+    pub tensor: String,
+    /// What happens to it.
+    #[serde(flatten)]
+    pub treatment: Treatment,
+    /// How it is kept.
+    pub storage: Storage,
+    /// Factor on the learning rate of what trains here (for an adapter: of both its matrices).
+    pub lr_scale: f64,
+    /// Further factor on the learning rate of an adapter's B matrix (LoRA+, arXiv 2402.12354); 1 elsewhere.
+    pub lr_scale_b: f64,
+}
+
+/// When the policy is asked again, between steps. Steps count from 1; a pick at step `n` happens before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Picks {
+    /// Every so many steps, if set.
+    pub every: Option<u64>,
+    /// At these steps, ascending.
+    pub at: Vec<u64>,
+}
+
+/// Who made a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The policy's name, `lora`.
+    pub policy: String,
+    /// Its version.
+    pub version: String,
+    /// Its settings, every default filled in.
+    pub settings: serde_json::Value,
+}
+
+/// The plan of a model: one entry a tensor of the inventory, in its order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The format's version, 1.
+    pub version: u32,
+    /// Who made it.
+    pub origin: Origin,
+    /// One entry for each tensor.
+    pub entries: Vec<Entry>,
+    /// When the policy revises it.
+    pub picks: Picks,
+    /// The scores that the policy gave to tensors, for reports; absent tensors have none.
+    pub scores: BTreeMap<String, f64>,
+}
