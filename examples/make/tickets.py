@@ -1,0 +1,98 @@
+"""Makes the classification data: support tickets and the topic that each is about.
+
+    python3 tickets.py ../data/tickets
+
+writes `train.jsonl`, `validation.jsonl` and `test.jsonl`, one `{"text": …, "label": …}` a line. Same script, same files.
+
+A ticket is built around one core sentence, whose topic is the label. Around it stand asides that mention other topics without
+wanting anything, fillers, a request and courtesies, all as a hurried person types. One ticket in thirty has two
+cores, and which of them became the label was a coin's decision: nobody can get all of them right.
+Templates are disjoint between the three files, and so are some of the products.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from grammar import as_typed, expand, generator, held_out, sentence
+from lexicon import DEVICES, GOODS, LEXICON
+from ticket_templates import ASIDES, ASKS, CLOSINGS, CORES, FILLERS, NEUTRAL_ASKS, OPENINGS, TOPICS
+
+SEED = "tickets-1"
+SIZES = {"train": 1800, "validation": 240, "test": 300}
+AMBIGUOUS_SHARE = 1 / 30
+QUESTION_WORDS = {"Is", "Are", "Does", "Do", "Can", "Could", "May", "Will", "Would", "How", "What", "Which", "When", "Where",
+                  "Why"}
+
+
+def make_ticket(topic, part, rng):
+    """One ticket as `(text, label)`."""
+    # Only what has a plug or a battery is repaired here or asked about. Every mention in a ticket is of the same product.
+    powered = topic in ("repair", "advice") or rng.random() < 0.6
+    bound = {"product": rng.choice(held_out(DEVICES if powered else GOODS, part))}
+
+    def say(templates):
+        text = sentence(expand(rng.choice(templates), rng, LEXICON, bound))
+        return text + ("?" if text.split(" ")[0] in QUESTION_WORDS else ".")
+
+    core = say(held_out(CORES[topic], part))
+    label = topic
+    body = [core]
+    if rng.random() < AMBIGUOUS_SHARE:
+        other = rng.choice([t for t in TOPICS if t != topic])
+        body.append("Also " + expand(rng.choice(held_out(CORES[other], part)), rng, LEXICON, bound) + ".")
+        label = rng.choice([topic, other])
+    else:
+        others = [t for t in TOPICS if t != topic]
+        asides = [expand(rng.choice(held_out(ASIDES[t], part)), rng, LEXICON, bound)
+                  for t in rng.sample(others, rng.choice([0, 0, 1, 1, 1, 2]))]
+        joined = rng.random() < 0.4
+        for i, aside in enumerate(asides):
+            if joined and i == 0:
+                # The aside and the core in one sentence, either first.
+                plain_core = core if core.startswith("I ") else core[:1].lower() + core[1:]
+                body[0] = rng.choice([f"{sentence(aside)}, but {plain_core}", f"Although {aside}, {plain_core}",
+                                      f"{core[:-1]}, {rng.choice(['even if', 'and yet', 'although'])} {aside}{core[-1]}"])
+            else:
+                body.insert(rng.choice([0, len(body)]), sentence(aside) + ".")
+    for _ in range(rng.choice([0, 0, 1, 1, 2])):
+        body.insert(rng.choice([0, len(body)]), say(held_out(FILLERS, part)))
+
+    chance = rng.random()
+    if chance < 0.2 and label == topic:
+        body.append(say(held_out(ASKS[topic], part)))
+    elif chance < 0.7:
+        body.append(say(held_out(NEUTRAL_ASKS, part)))
+    if rng.random() < 0.5:
+        body.insert(0, say(held_out(OPENINGS, part))[:-1] + ",")
+    if rng.random() < 0.4:
+        body.append(say(held_out(CLOSINGS, part))[:-1])
+    return as_typed(" ".join(body), rng), label
+
+
+def make_split(part):
+    """The tickets of one file, topics in equal shares and in random order, none twice."""
+    rng = generator(SEED, part)
+    seen, rows = set(), []
+    while len(rows) < SIZES[part]:
+        text, label = make_ticket(TOPICS[len(rows) % len(TOPICS)], part, rng)
+        if text not in seen:
+            seen.add(text)
+            rows.append({"text": text, "label": label})
+    rng.shuffle(rows)
+    return rows
+
+
+def main(folder):
+    """Writes the three files and says what is in them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for part in SIZES:
+        rows = make_split(part)
+        with open(Path(folder) / f"{part}.jsonl", "w", encoding="utf-8", newline="\n") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        print(part, len(rows), dict(sorted(Counter(row["label"] for row in rows).items())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
