@@ -1,1 +1,5 @@
-//! x
+//! What the end-to-end tests share: reading golden numbers, and comparing with them.
+
+pub mod compare;
+pub mod golden;
+pub mod smollm2;
