@@ -1,0 +1,52 @@
+//! A file mapped into memory: its pages are read when they are touched and dropped when memory is short.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::{Error, ErrorKind, Result};
+
+/// A read-only mapping of a whole file.
+pub struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps the file at `path`.
+    ///
+    /// # Errors
+    /// The file can't be opened or mapped, isn't a regular file, or is empty.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |e: std::io::Error| Error::io(ErrorKind::Model, "open", path, &e);
+        let file = File::open(path).map_err(failed)?;
+        let length = match file.metadata().map_err(failed)? {
+            metadata if metadata.is_file() => metadata.len(),
+            _ => return Err(Error::model(format!("{} is not a file", path.display()))),
+        };
+        if length == 0 {
+            return Err(Error::model(format!("{} is empty", path.display())).help("fetch the file again"));
+        }
+        // SAFETY: the map is read-only and private to this process. Nothing in Liftplan writes a model's files; if
+        // another program shortens one while we read it the process is stopped by a signal, which any reader of
+        // mapped weights accepts for not holding the whole model in memory twice.
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        Ok(Self { path: path.to_path_buf(), map })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's contents.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// The file's name without its directory, for messages.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
+    }
+}
