@@ -65,8 +65,12 @@ impl Error {
     /// A failed file operation of the given kind, naming the file.
     pub fn io(kind: ErrorKind, doing: &str, path: &Path, error: &std::io::Error) -> Self {
         let help = match error.kind() {
-            std::io::ErrorKind::StorageFull => Some("free some space, or choose another directory".to_string()),
-            std::io::ErrorKind::PermissionDenied => Some("check the permissions of the file and its directory".to_string()),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::FileTooLarge | std::io::ErrorKind::QuotaExceeded => {
+                Some("free some space, or choose another directory".to_string())
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                Some("check the permissions of the file and its directory".to_string())
+            }
             _ => None,
         };
         Self { kind, message: format!("cannot {doing} {}: {error}", path.display()), help }

@@ -15,4 +15,5 @@ pub mod eval;
 pub mod report;
 
 mod error;
+mod files;
 pub use error::{Error, ErrorKind, Result};

@@ -1,1 +1,4 @@
-//! eval
+//! How good a model is: loss and perplexity, accuracy and macro-F1 for label data, ROUGE for summaries.
+
+pub mod metrics;
+pub mod rouge;

@@ -1,5 +1,16 @@
 //! What a run tells about itself: events while it works, and what they are written to.
 
+pub mod log;
+pub mod metrics;
+pub mod process;
+pub mod summary;
+pub mod tensorboard;
+pub mod text;
+
+pub use log::RunLog;
+pub use metrics::{MetricsLog, Record};
+pub use summary::{Ending, Hashes, LossAt, PeakMemory, PhaseSeconds, Summary, Trained};
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -75,4 +86,57 @@ pub struct Silent;
 
 impl Observer for Silent {
     fn on(&mut self, _: &Event<'_>) {}
+}
+
+/// Hands every event to several observers, in their order.
+#[derive(Default)]
+pub struct Fanout<'a> {
+    observers: Vec<&'a mut dyn Observer>,
+}
+
+impl<'a> Fanout<'a> {
+    /// No observers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an observer after those already there.
+    pub fn with(mut self, observer: &'a mut dyn Observer) -> Self {
+        self.observers.push(observer);
+        self
+    }
+}
+
+impl Observer for Fanout<'_> {
+    fn on(&mut self, event: &Event<'_>) {
+        for observer in &mut self.observers {
+            observer.on(event);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    struct Counter(Vec<String>);
+
+    impl Observer for Counter {
+        fn on(&mut self, event: &Event<'_>) {
+            if let Event::Phase(name) = event {
+                self.0.push(name.to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn a_fanout_hands_each_event_to_every_observer() {
+        let (mut first, mut second) = (Counter(Vec::new()), Counter(Vec::new()));
+        let mut both = Fanout::new().with(&mut first).with(&mut second);
+        both.on(&Event::Phase("loading"));
+        both.on(&Event::Phase("training"));
+        assert_eq!(first.0, ["loading", "training"]);
+        assert_eq!(second.0, first.0);
+    }
 }

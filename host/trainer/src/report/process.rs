@@ -1,0 +1,54 @@
+//! What the system says about this process: its memory and its age. Linux tells through `/proc`; elsewhere the
+//! answer is `None`.
+
+/// Memory in RAM now, in bytes (`VmRSS`).
+pub fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// The most memory in RAM so far, in bytes (`VmHWM`).
+pub fn peak_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+/// Seconds since the process was started, to a hundredth.
+pub fn seconds_since_start() -> Option<f64> {
+    // The command name, in parentheses, may itself hold spaces and parentheses; after the last one, fields go on with
+    // the third, and the 22nd is the start in ticks since boot. User space always sees 100 ticks a second on Linux.
+    const TICKS_PER_S: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let started_ticks: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()?;
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let up_s: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    Some((up_s - started_ticks / TICKS_PER_S).max(0.0))
+}
+
+fn status_bytes(key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 = status.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_with_what_is_touched() {
+        let before = resident_bytes().unwrap();
+        let block = vec![1u8; 64 << 20];
+        std::hint::black_box(&block);
+        let after = resident_bytes().unwrap();
+        assert!(after >= before + (48 << 20), "{before} → {after}");
+        assert!(peak_bytes().unwrap() >= after);
+    }
+
+    #[test]
+    fn the_process_is_young_and_ages() {
+        let first = seconds_since_start().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        let second = seconds_since_start().unwrap();
+        assert!(second > first && second < first + 30.0, "{first} → {second}");
+    }
+}
