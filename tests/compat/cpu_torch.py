@@ -20,6 +20,15 @@ ABSENT = re.compile(r"(\S+) => not found")
 FOREIGN = re.compile(r"^(cu[A-Z]|cuda|cublas|cudnn|cusparse|cusolver|cufft|curand|cupti|nccl|nvrtc|nvJitLink|__cuda)")
 HOME_OF_UNVERSIONED = "libcudart.so"  # torch loads it first, and for all
 
+# 100 is cudaErrorNoDevice; any other than 0 is an error to the other libraries.
+NO_DEVICE = "int {}(void) {{ return 100; }}"
+# Two answers that are asked for without a device, too.
+SPECIAL = {
+    "cudaStreamIsCapturing": "int {}(void *stream, int *status) {{ *status = 0; return 0; }}",
+    "cudaGetErrorString": 'const char *{}(int error) {{ return "no CUDA device"; }}',
+    "cudaGetErrorName": 'const char *{}(int error) {{ return "cudaErrorNoDevice"; }}',
+}
+
 
 def run(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -29,8 +38,8 @@ def build(path, functions, version):
     """One library: all its `functions`, those of `version` (a set) under a version of that name."""
     with tempfile.TemporaryDirectory() as scratch:
         source, script = Path(scratch) / "stand_in.c", Path(scratch) / "versions"
-        # 100 is cudaErrorNoDevice; any other than 0 is an error to the other libraries.
-        source.write_text("int liftplan_stand_in;\n" + "".join(f"int {f}(void) {{ return 100; }}\n" for f in functions))
+        lines = [SPECIAL.get(function, NO_DEVICE).format(function) for function in functions]
+        source.write_text("\n".join(["int liftplan_stand_in;", *lines, ""]))
         options = []
         if version:
             ((name, symbols),) = version.items()
