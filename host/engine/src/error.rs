@@ -1,0 +1,45 @@
+//! The engine's errors: shapes that do not fit and numbers that are not finite.
+
+/// What can go wrong inside the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Two things that must fit together do not.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// What was looked at.
+        what: String,
+        /// The shape or number that fits.
+        expected: String,
+        /// The one that was given.
+        found: String,
+    },
+    /// A token id outside the embedding.
+    #[error("token id {id} at position {position} is outside the vocabulary of {vocab}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Its index in the batch.
+        position: usize,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
+    /// A NaN or an infinity where a number was expected.
+    #[error("{what} is not finite ({value})")]
+    NotFinite {
+        /// The loss, or the tensor whose gradient it is.
+        what: String,
+        /// `NaN`, `inf` or `-inf`.
+        value: f64,
+    },
+}
+
+/// The engine's result.
+pub type Result<T> = std::result::Result<T, EngineError>;
+
+/// Fails unless `found == expected`.
+pub(crate) fn expect_shape<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, found: T) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(EngineError::Shape { what: what.into(), expected: format!("{expected:?}"), found: format!("{found:?}") })
+}
