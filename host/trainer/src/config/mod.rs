@@ -30,7 +30,7 @@ mod resolve;
 mod source;
 mod written;
 
-pub use data::DataConfig;
+pub use data::{DataConfig, DataFormat, FieldNames, LossOn, OnProblem, TooLong};
 pub use places::Places;
 
 use crate::{Error, ErrorKind, Result};
