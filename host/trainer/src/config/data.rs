@@ -315,7 +315,8 @@ mod tests {
             let mut config: DataConfig = toml::from_str(&format!("{train}{text}")).unwrap();
             assert_eq!(config.resolve(Path::new("/d"), &Places::default()).unwrap_err().message(), expected);
         }
-        let mut config: DataConfig = toml::from_str("train = 'a'\ntest = ['b', '/c']\nchat_template = 't.jinja'").unwrap();
+        let mut config: DataConfig =
+            toml::from_str("train = 'a'\ntest = ['b', '/c']\nchat_template = 't.jinja'").unwrap();
         config.resolve(Path::new("/d"), &Places::default()).unwrap();
         assert_eq!(config.train, [Path::new("/d/a")]);
         assert_eq!(config.test, [Path::new("/d/b"), Path::new("/c")]);

@@ -336,6 +336,9 @@ mod tests {
         assert_eq!(refuse(options(0, None)), "`train.batch_size` must be above 0");
         assert_eq!(refuse(options(4, Some(0.0))), "`train.epochs` must be above 0");
         let dealing = Dealing { micro_batch_tokens: 0, ..PACKED };
-        assert_eq!(refuse(SamplerOptions { dealing, ..options(4, None) }), "`train.micro_batch_tokens` must be above 0");
+        assert_eq!(
+            refuse(SamplerOptions { dealing, ..options(4, None) }),
+            "`train.micro_batch_tokens` must be above 0"
+        );
     }
 }
