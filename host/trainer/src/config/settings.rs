@@ -11,7 +11,7 @@ use super::suggest;
 use crate::Error;
 
 /// Other trainers' names for settings, and ours.
-const SYNONYMS: [(&str, &str); 26] = [
+const SYNONYMS: [(&str, &str); 34] = [
     ("learning_rate", "optimizer.lr"),
     ("adam_epsilon", "optimizer.eps"),
     ("adam_beta1", "optimizer.betas"),
@@ -38,6 +38,14 @@ const SYNONYMS: [(&str, &str); 26] = [
     ("lora_alpha", "policy.alpha"),
     ("lora_dropout", "policy.dropout"),
     ("target_modules", "policy.targets"),
+    ("r", "policy.rank"),
+    ("exclude_modules", "policy.exclude"),
+    ("layers_to_transform", "policy.blocks"),
+    ("rank_pattern", "policy.ranks"),
+    ("alpha_pattern", "policy.alphas"),
+    ("use_rslora", "policy.rslora"),
+    ("use_dora", "policy.dora"),
+    ("loraplus_lr_ratio", "policy.lora_plus_ratio"),
 ];
 
 /// Reads `value` as `T`. `prefix` is the dotted path of what `value` holds (`train`), empty at the top; `elsewhere`
@@ -137,7 +145,12 @@ pub fn unknown_key(
 ) -> Error {
     let error = make_error(format!("`{}` is not a known setting", join(section, key)));
     let here = |name: &str| join(section, name);
-    let synonym = SYNONYMS.iter().find(|(theirs, _)| *theirs == key).map(|(_, ours)| *ours);
+    let exists = |path: &str| {
+        known.iter().any(|name| here(name) == path)
+            || elsewhere.iter().any(|other| other == path)
+            || (!elsewhere.is_empty() && path.starts_with("policy."))
+    };
+    let synonym = SYNONYMS.iter().find(|(theirs, ours)| *theirs == key && exists(ours)).map(|(_, ours)| *ours);
     let suggestion = synonym
         .map(str::to_string)
         .or_else(|| elsewhere.iter().find(|path| path.rsplit('.').next() == Some(key) && **path != here(key)).cloned())

@@ -1,9 +1,22 @@
 //! The plan: what happens to each tensor, and when the policy looks again. It is the only thing that passes from a
 //! policy to training.
+//!
+//! A policy speaks to a [`PlanBuilder`], which checks each call and fills in what was left frozen; the [`Plan`] that it
+//! builds has one [`Entry`] for each tensor of the inventory. [`canonical`] gives it one text and one hash, [`file`]
+//! keeps it in `plan.json`, and [`summary`] tells a person what it does.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub mod canonical;
+pub mod file;
+pub mod summary;
+mod builder;
+
+pub use builder::PlanBuilder;
+pub(crate) use builder::kind_in_words;
+pub use summary::Summary;
 
 /// What the plan does with a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,7 +74,8 @@ pub struct Entry {
     pub storage: Storage,
     /// Factor on the learning rate of what trains here (for an adapter: of both its matrices).
     pub lr_scale: f64,
-    /// Further factor on the learning rate of an adapter's B matrix (LoRA+, arXiv 2402.12354); 1 elsewhere.
+    /// Further factor on the learning rate of an adapter's B matrix and DoRA magnitude (LoRA+, arXiv 2402.12354; the
+    /// same parameters as in PEFT's `create_loraplus_optimizer`); 1 elsewhere.
     pub lr_scale_b: f64,
 }
 
@@ -99,3 +113,40 @@ pub struct Plan {
     /// The scores that the policy gave to tensors, for reports; absent tensors have none.
     pub scores: BTreeMap<String, f64>,
 }
+
+impl Picks {
+    /// Whether the policy is asked before `step`, counted from 1. Every `n` steps means before steps n + 1, 2n + 1, …:
+    /// after each `n` that are done.
+    pub fn includes(&self, step: u64) -> bool {
+        let every = self.every.is_some_and(|every| step > 1 && (step - 1) % every == 0);
+        every || self.at.binary_search(&step).is_ok()
+    }
+
+    /// Whether the plan is ever revised.
+    pub fn is_empty(&self) -> bool {
+        self.every.is_none() && self.at.is_empty()
+    }
+}
+
+impl Plan {
+    /// The plan format's version, which `version` must equal.
+    pub const VERSION: u32 = 1;
+
+    /// The entry of the tensor called `name`.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.tensor == name)
+    }
+
+    /// The sha256 of the plan's canonical JSON, in hexadecimal.
+    pub fn hash(&self) -> String {
+        canonical::hash(self)
+    }
+
+    /// The entries that have something to train.
+    pub fn trained(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.treatment != Treatment::Frozen)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
