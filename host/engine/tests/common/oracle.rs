@@ -72,8 +72,7 @@ fn mask(shape: &Shape, batch: &Batch) -> Result<Tensor> {
     let n = batch.tokens();
     let window = shape.window.unwrap_or(usize::MAX);
     let sees = |q: usize, k: usize| k <= q && q - k < window && document[q] == document[k];
-    let values: Vec<f32> =
-        (0..n * n).map(|i| if sees(i / n, i % n) { 0.0 } else { -1e9 }).collect();
+    let values: Vec<f32> = (0..n * n).map(|i| if sees(i / n, i % n) { 0.0 } else { -1e9 }).collect();
     Tensor::from_vec(values, (n, n), &Device::Cpu)
 }
 

@@ -1,48 +1,18 @@
 //! Examples laid one after another in a batch, without padding.
 
+use liftplan_engine::Batch;
+
 use super::types::Example;
 
-/// The target of a position whose next token does not count.
-pub const IGNORE: u32 = u32::MAX;
-
-/// Several documents one after another, without padding.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// `[tokens]`
-    pub ids: Vec<u32>,
-    /// `[tokens]`, the next token or [`IGNORE`].
-    pub targets: Vec<u32>,
-    /// `[tokens]`, from 0 in each document.
-    pub positions: Vec<u32>,
-    /// `[documents + 1]`, where each begins, ending with the number of tokens.
-    pub starts: Vec<u32>,
-}
-
-/// Lays examples one after another: `[tokens]` ids, for each position the next token of the same example if the loss
-/// counts it and [`IGNORE`] otherwise, positions that restart with each example, and where each example starts,
-/// ending with the number of tokens.
+/// Lays examples one after another: see [`Batch::pack`].
 pub fn collate(examples: &[&Example]) -> Batch {
-    let tokens = examples.iter().map(|example| example.ids.len()).sum();
-    let mut ids = Vec::with_capacity(tokens);
-    let mut targets = Vec::with_capacity(tokens);
-    let mut positions = Vec::with_capacity(tokens);
-    let mut starts = Vec::with_capacity(examples.len() + 1);
-    for example in examples {
-        starts.push(ids.len() as u32);
-        let next = example.ids.iter().zip(&example.is_target).skip(1);
-        targets.extend(next.map(|(&id, &is_target)| if is_target { id } else { IGNORE }));
-        if !example.ids.is_empty() {
-            targets.push(IGNORE);
-        }
-        positions.extend(0..example.ids.len() as u32);
-        ids.extend_from_slice(&example.ids);
-    }
-    starts.push(ids.len() as u32);
-    Batch { ids, targets, positions, starts }
+    Batch::pack(examples.iter().map(|example| (example.ids.as_slice(), example.is_target.as_slice())))
 }
 
 #[cfg(test)]
 mod tests {
+    use liftplan_engine::IGNORE;
+
     use super::*;
     use crate::data::types::RowOrigin;
 

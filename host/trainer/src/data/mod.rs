@@ -11,10 +11,12 @@ mod report;
 mod rng;
 mod sampler;
 mod split;
+mod splits;
 mod types;
 
-pub use collate::{Batch, IGNORE, collate};
+pub use collate::collate;
 pub use report::{Finding, FindingReport, Place, RowReport};
 pub use sampler::{Dealing, Sampler, SamplerOptions, SamplerState, StepBatches};
 pub use split::split;
+pub use splits::{Splits, load_splits};
 pub use types::{Dataset, Example, RowOrigin};

@@ -1,4 +1,8 @@
 //! How good a model is: loss and perplexity, accuracy and macro-F1 for label data, ROUGE for summaries.
 
+pub mod generate;
 pub mod metrics;
 pub mod rouge;
+pub mod run;
+
+pub use run::{Job, Outcome};

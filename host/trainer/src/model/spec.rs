@@ -73,3 +73,31 @@ pub enum RopeScaling {
         original_max_positions: usize,
     },
 }
+
+impl RopeSpec {
+    /// The inverse frequencies of the turned pairs, `[head_dim / 2]`, in the reference's order of `f32` operations:
+    /// `theta^(-2i / head_dim)`, then stretched.
+    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
+        let plain = (0..head_dim / 2).map(|i| 1.0 / (self.theta as f32).powf(2.0 * i as f32 / head_dim as f32));
+        match self.scaling {
+            RopeScaling::None => plain.collect(),
+            RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor as f32).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                let original = original_max_positions as f64;
+                let stretch = |frequency: f32| {
+                    let wavelength = std::f64::consts::TAU / f64::from(frequency);
+                    let low = f64::from(frequency) / factor;
+                    if wavelength < original / high_freq_factor {
+                        return frequency;
+                    }
+                    if wavelength > original / low_freq_factor {
+                        return low as f32;
+                    }
+                    let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    ((1.0 - smooth) * low + smooth * f64::from(frequency)) as f32
+                };
+                plain.map(stretch).collect()
+            }
+        }
+    }
+}

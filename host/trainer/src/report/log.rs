@@ -68,8 +68,8 @@ impl RunLog {
             }
             Event::Eval(record) => {
                 self.metrics.eval(record)?;
-                let tags: Vec<(String, f64)> = std::iter::once(("eval/loss".to_string(), record.eval_loss))
-                    .chain(record.scores.iter().map(|(name, score)| (format!("eval/{name}"), *score)))
+                let tags: Vec<(String, f64)> = std::iter::once((format!("{}/loss", record.split), record.eval_loss))
+                    .chain(record.scores.iter().map(|(name, score)| (format!("{}/{name}", record.split), *score)))
                     .collect();
                 let scalars: Vec<(&str, f64)> = tags.iter().map(|(tag, value)| (tag.as_str(), *value)).collect();
                 self.tensorboard.scalars(record.step, now_s(), &scalars)
@@ -129,7 +129,12 @@ mod tests {
     fn a_resumed_run_goes_on_in_the_same_files() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = RunLog::create(dir.path()).unwrap();
-        let eval = EvalRecord { step: 0, eval_loss: 2.0, scores: [("accuracy".to_string(), 0.5)].into() };
+        let eval = EvalRecord {
+            step: 0,
+            split: "test".into(),
+            eval_loss: 2.0,
+            scores: [("accuracy".to_string(), 0.5)].into(),
+        };
         log.on(&Event::Eval(&eval));
         (1..=3).for_each(|s| step(&mut log, s));
         drop(log);

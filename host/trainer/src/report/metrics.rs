@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn eval(step: u64) -> EvalRecord {
-        EvalRecord { step, eval_loss: 1.5, scores: [("accuracy".to_string(), 0.25)].into() }
+        EvalRecord { step, split: "validation".into(), eval_loss: 1.5, scores: [("accuracy".to_string(), 0.25)].into() }
     }
 
     #[test]

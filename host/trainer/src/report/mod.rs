@@ -39,6 +39,8 @@ pub struct StepRecord {
 pub struct EvalRecord {
     /// Optimiser steps done before it; 0 is the untouched model.
     pub step: u64,
+    /// On which data: `validation` while training, `test` before and after it where there is test data.
+    pub split: String,
     /// Mean loss over target tokens, in nats.
     pub eval_loss: f64,
     /// The task's own scores by name (`accuracy`, `macro_f1`, `rouge_l`, …).

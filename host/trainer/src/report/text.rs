@@ -129,7 +129,12 @@ mod tests {
 
     fn summary() -> Summary {
         let eval = |step, eval_loss, accuracy| {
-            Some(EvalRecord { step, eval_loss, scores: [("accuracy".to_string(), accuracy)].into() })
+            Some(EvalRecord {
+                step,
+                split: "test".into(),
+                eval_loss,
+                scores: [("accuracy".to_string(), accuracy)].into(),
+            })
         };
         Summary {
             version: 1,

@@ -1,1 +1,50 @@
-//! train
+//! Training: a base model, a plan and data in; checkpoints, records and a summary out.
+//!
+//! [`run`] tells the story of a run; [`session`] has the loop, [`build`] makes the decoder, [`trainable`] carries
+//! weights and optimiser states to checkpoints and back.
+
+pub mod build;
+pub mod schedule;
+pub mod trainable;
+mod directory;
+mod prepare;
+mod session;
+mod step;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+pub use build::{AdapterNames, build};
+pub use prepare::{Reopened, open_model, reopen};
+pub use schedule::Schedule;
+pub use step::{StepOutcome, Stepper};
+
+use crate::Result;
+use crate::config::Config;
+use crate::report::{Observer, Summary};
+
+/// How to run, beside the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// The run's directory, instead of the configuration's.
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint of the directory.
+    pub resume: bool,
+    /// Set by another thread to stop after the current step, with a checkpoint.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Carries out a run: reads what the configuration names, plans, trains, and writes the run's directory.
+///
+/// Nothing is written before model, data and plan are known to be good.
+///
+/// # Errors
+/// Of the kinds of the parts that fail; [`crate::ErrorKind::Interrupted`] when it was stopped, after its checkpoint was
+/// written. The directory keeps what was written up to then.
+pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -> Result<Summary> {
+    let directory = directory::Directory::inspect(options.out.as_deref().unwrap_or(&config.out), options.resume)?;
+    let prepared = prepare::prepare(config, observer)?;
+    let directory = directory.claim(config, &prepared)?;
+    session::Session::start(config, options, prepared, directory, observer)?.train(observer)
+}

@@ -1,0 +1,204 @@
+//! A model judged on a data set: its loss, and the task's scores.
+
+use std::collections::BTreeMap;
+
+use liftplan_engine::decoder::LossSum;
+use liftplan_engine::{Decoder, EngineError};
+
+use super::generate::{Generator, Sampling};
+use super::{metrics, rouge};
+use crate::config::{EvalBy, EvalConfig, Task};
+use crate::data::{self, Dataset, Dealing, Example};
+use crate::model::TextTokenizer;
+use crate::report::{Event, Observer};
+use crate::{Error, Result};
+
+/// What to judge, and how.
+pub struct Job<'a> {
+    /// The model.
+    pub decoder: &'a Decoder,
+    /// Its tokenizer.
+    pub tokenizer: &'a TextTokenizer,
+    /// The data.
+    pub data: &'a Dataset,
+    /// The task.
+    pub config: &'a EvalConfig,
+    /// Most tokens computed at once.
+    pub micro_batch_tokens: usize,
+}
+
+/// Bins of the calibration error, as in its paper.
+const CALIBRATION_BINS: usize = 15;
+
+/// The outcome.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Mean loss of the target tokens, in nats.
+    pub loss: f64,
+    /// Scores by name: `perplexity` always; `accuracy`, `macro_f1` and, by likelihood, `ece` for classification;
+    /// `rouge_1`, `rouge_2` and `rouge_l` for summarisation.
+    pub scores: BTreeMap<String, f64>,
+}
+
+impl Job<'_> {
+    /// Judges the model.
+    ///
+    /// # Errors
+    /// When the data does not fit the task.
+    pub fn run(&self, observer: &mut dyn Observer) -> Result<Outcome> {
+        let examples = &self.data.examples[..self.config.limit.unwrap_or(usize::MAX).min(self.data.examples.len())];
+        let loss = self.loss(examples, observer)?;
+        let mut scores = BTreeMap::from([("perplexity".to_string(), metrics::perplexity(loss))]);
+        match (self.config.task, self.config.by) {
+            (Task::Lm, _) => {}
+            (Task::Classification, Some(EvalBy::Generation)) => self.labels_written(examples, &mut scores, observer)?,
+            (Task::Classification, _) => self.labels_by_likelihood(examples, &mut scores, observer)?,
+            (Task::Summarization, _) => self.summaries(examples, &mut scores, observer)?,
+        }
+        Ok(Outcome { loss, scores })
+    }
+
+    fn loss(&self, examples: &[Example], observer: &mut dyn Observer) -> Result<f64> {
+        let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
+        let all: Vec<usize> = (0..examples.len()).collect();
+        let dealing =
+            Dealing { packing: true, micro_batch_tokens: self.micro_batch_tokens, micro_batch_examples: None };
+        let mut sum = LossSum::default();
+        let mut done = 0;
+        for micro in dealing.deal(&all, &lengths) {
+            let batch = data::collate(&micro.iter().map(|&i| &examples[i]).collect::<Vec<_>>());
+            sum += self.decoder.loss(&batch).map_err(failed)?;
+            done += micro.len();
+            observer.on(&Event::Progress { unit: "examples", done: done as u64, total: examples.len() as u64 });
+        }
+        Ok(sum.mean())
+    }
+
+    /// The label of which the model thinks the most, its ending included, is its answer.
+    fn labels_by_likelihood(
+        &self,
+        examples: &[Example],
+        scores: &mut BTreeMap<String, f64>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let (mut truth, mut answers, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
+        for (done, example) in examples.iter().enumerate() {
+            let label = self.label(example)?;
+            let likelihoods = self.label_likelihoods(example)?;
+            let best = argmax(&likelihoods);
+            let all: f64 = likelihoods.iter().map(|l| (l - likelihoods[best]).exp()).sum();
+            truth.push(label);
+            answers.push(Some(best));
+            predictions.push((1.0 / all, best == label));
+            observer.on(&Event::Progress { unit: "examples", done: done as u64 + 1, total: examples.len() as u64 });
+        }
+        scores.insert("ece".to_string(), metrics::calibration_error(&predictions, CALIBRATION_BINS));
+        self.label_scores(&truth, &answers, scores);
+        Ok(())
+    }
+
+    /// `ln p(label | prompt)` of each label. The prompt is read once; each label goes on from there.
+    fn label_likelihoods(&self, example: &Example) -> Result<Vec<f64>> {
+        let mut cache = self.decoder.cache();
+        let first = self.decoder.extend(&mut cache, example.prompt_ids(), true).map_err(failed)?;
+        let prompt = cache.tokens();
+        let mut likelihoods = Vec::with_capacity(self.data.label_ids.len());
+        for ids in &self.data.label_ids {
+            let Some((&last, before)) = ids.split_last() else {
+                return Err(Error::data("a label has no tokens").help("give labels some text"));
+            };
+            let next = before.first().copied().unwrap_or(last);
+            let mut likelihood = log_probability(&first, next);
+            if !before.is_empty() {
+                let logits = self.decoder.extend(&mut cache, before, false).map_err(failed)?;
+                for (row, &id) in ids[1..].iter().enumerate() {
+                    likelihood += log_probability(logits.row(row), id);
+                }
+                cache.truncate(prompt);
+            }
+            likelihoods.push(likelihood);
+        }
+        Ok(likelihoods)
+    }
+
+    fn labels_written(
+        &self,
+        examples: &[Example],
+        scores: &mut BTreeMap<String, f64>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let (mut truth, mut answers) = (Vec::new(), Vec::new());
+        for (example, answer) in examples.iter().zip(self.answers(examples, observer)?) {
+            truth.push(self.label(example)?);
+            answers.push(self.data.labels.iter().position(|label| label.trim() == answer.trim()));
+        }
+        self.label_scores(&truth, &answers, scores);
+        Ok(())
+    }
+
+    fn label_scores(&self, truth: &[usize], answers: &[Option<usize>], scores: &mut BTreeMap<String, f64>) {
+        scores.insert("accuracy".to_string(), metrics::accuracy(truth, answers));
+        scores.insert("macro_f1".to_string(), metrics::macro_f1(truth, answers));
+    }
+
+    fn summaries(
+        &self,
+        examples: &[Example],
+        scores: &mut BTreeMap<String, f64>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let answers = self.answers(examples, observer)?;
+        let mut pairs = Vec::with_capacity(answers.len());
+        for (example, answer) in examples.iter().zip(&answers) {
+            let reference = example.reference.as_deref().ok_or_else(|| {
+                Error::data(format!("{} has no answer to compare a summary with", example.source))
+                    .help("use rows with a completion, or set eval.task = \"lm\"")
+            })?;
+            pairs.push((reference, answer.as_str()));
+        }
+        let rouge = rouge::mean_rouge(pairs);
+        for (name, value) in [("rouge_1", rouge.rouge_1), ("rouge_2", rouge.rouge_2), ("rouge_l", rouge.rouge_l)] {
+            scores.insert(name.to_string(), value);
+        }
+        Ok(())
+    }
+
+    fn answers(&self, examples: &[Example], observer: &mut dyn Observer) -> Result<Vec<String>> {
+        let most = self.config.max_new_tokens.unwrap_or(64);
+        let mut answers = Vec::with_capacity(examples.len());
+        for (done, example) in examples.iter().enumerate() {
+            let mut generator = Generator::new(self.decoder, self.tokenizer, &Sampling::greedy())?;
+            answers.push(generator.answer(example.prompt_ids(), most)?);
+            observer.on(&Event::Progress { unit: "answers", done: done as u64 + 1, total: examples.len() as u64 });
+        }
+        Ok(answers)
+    }
+
+    fn label(&self, example: &Example) -> Result<usize> {
+        example.label.ok_or_else(|| {
+            Error::data(format!("{} has no label", example.source))
+                .help("classification needs rows with a text and a label; set eval.task for other data")
+        })
+    }
+}
+
+fn failed(error: EngineError) -> Error {
+    Error::train(format!("evaluation: {error}"))
+}
+
+fn argmax(values: &[f64]) -> usize {
+    let mut best = 0;
+    for (i, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// `ln softmax(logits)[id]`.
+fn log_probability(logits: &[f32], id: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
+    f64::from(logits[id as usize] - max) - sum.ln()
+}

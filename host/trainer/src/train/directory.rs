@@ -1,0 +1,77 @@
+//! The run's directory: refused when it holds something else, claimed once everything else is known to be good.
+
+use std::path::{Path, PathBuf};
+
+use super::prepare::Prepared;
+use crate::checkpoint::{RunLock, Store};
+use crate::config::Config;
+use crate::files::write_atomically;
+use crate::plan;
+use crate::{Error, ErrorKind, Result};
+
+/// The configuration of the run, as resolved.
+pub(super) const CONFIG: &str = "config.toml";
+/// The plan.
+pub(super) const PLAN: &str = "plan.json";
+
+/// A directory that was found fit for the run; nothing is written yet.
+pub(super) struct Directory {
+    path: PathBuf,
+    resume: bool,
+}
+
+/// A directory that belongs to this process.
+pub(super) struct Claimed {
+    pub path: PathBuf,
+    pub store: Store,
+    pub resume: bool,
+    _lock: RunLock,
+}
+
+impl Directory {
+    /// Looks at the directory.
+    ///
+    /// # Errors
+    /// When it holds a run and `resume` isn't asked for, holds none and it is, or holds something else.
+    pub fn inspect(path: &Path, resume: bool) -> Result<Self> {
+        let shown = path.display();
+        let is_run = path.join(CONFIG).is_file();
+        if resume && !is_run {
+            return Err(Error::output(format!("there is no run to resume in {shown}"))
+                .help("leave --resume out to start one, or name the run's directory with --out"));
+        }
+        if !resume && is_run {
+            return Err(Error::output(format!("{shown} holds a run already"))
+                .help("go on with it by --resume, or choose another directory with --out"));
+        }
+        if path.exists() && !is_run {
+            let entries = std::fs::read_dir(path)
+                .map_err(|error| Error::io(ErrorKind::Output, "use as the run's directory", path, &error))?;
+            // A lock file alone is what a run leaves that failed before it began.
+            let others = entries.flatten().filter(|entry| entry.file_name() != ".lock").count();
+            if others > 0 {
+                return Err(Error::output(format!("{shown} is not empty and holds no run"))
+                    .help("choose another directory with --out"));
+            }
+        }
+        Ok(Self { path: path.to_path_buf(), resume })
+    }
+
+    /// Locks the directory and writes configuration and plan into it.
+    ///
+    /// # Errors
+    /// When another process uses it, or it can't be written.
+    pub fn claim(self, config: &Config, prepared: &Prepared) -> Result<Claimed> {
+        std::fs::create_dir_all(&self.path)
+            .map_err(|error| Error::io(ErrorKind::Output, "make the run's directory", &self.path, &error))?;
+        let lock = RunLock::acquire(&self.path)?;
+        let store = Store::of(&self.path);
+        store.recover(&lock)?;
+        if !self.resume {
+            plan::file::write(&prepared.plan, &self.path.join(PLAN))?;
+            // Last, since its presence is what makes the directory a run.
+            write_atomically(&self.path.join(CONFIG), config.to_toml()?.as_bytes())?;
+        }
+        Ok(Claimed { path: self.path, store, resume: self.resume, _lock: lock })
+    }
+}

@@ -1,0 +1,155 @@
+//! What a run needs before its first step: the model opened, the data read, the plan made and the decoder built.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use liftplan_engine::Decoder;
+use sha2::{Digest, Sha256};
+
+use super::build::build;
+use super::directory::CONFIG;
+use super::trainable;
+use crate::checkpoint::Store;
+use crate::config::Config;
+use crate::data::{self, Dataset};
+use crate::model::{self, BaseModel};
+use crate::plan::{Entry, Origin, Picks, Plan, Storage, Treatment};
+use crate::policy;
+use crate::report::{Event, Hashes, Observer, PhaseSeconds};
+use crate::{Error, Result};
+
+/// Everything that was read and decided.
+pub(super) struct Prepared {
+    pub base: BaseModel,
+    pub plan: Plan,
+    pub train: Dataset,
+    pub validation: Option<Dataset>,
+    pub test: Option<Dataset>,
+    pub hashes: Hashes,
+    pub seconds: PhaseSeconds,
+}
+
+/// Opens the model, reads the data and makes the plan.
+///
+/// # Errors
+/// When any of them is not good.
+pub(super) fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Prepared> {
+    let started = Instant::now();
+    observer.on(&Event::Phase("opening the model"));
+    let base = model::open(&config.model, Path::new(""), observer)?;
+    let opened = started.elapsed().as_secs_f64();
+
+    let started = Instant::now();
+    observer.on(&Event::Phase("planning"));
+    let plan = policy::plan(config, &base.inventory)?;
+    if !plan.picks.is_empty() {
+        return Err(Error::plan(format!("policy `{}` revises its plan while training", plan.origin.policy))
+            .help("this version carries out plans that stay as they are"));
+    }
+    let planned = started.elapsed().as_secs_f64();
+
+    let started = Instant::now();
+    observer.on(&Event::Phase("reading the data"));
+    let splits = data::load_splits(&config.data, config.seed, &base, observer)?;
+    let read = started.elapsed().as_secs_f64();
+
+    let hashes = Hashes {
+        model: base.hash.clone(),
+        plan: plan.hash(),
+        config: config_hash(config)?,
+        data: data_hash(&splits.train),
+    };
+    let seconds = PhaseSeconds { load: opened + read, plan: planned, ..PhaseSeconds::default() };
+    let data::Splits { train, validation, test } = splits;
+    Ok(Prepared { base, plan, train, validation, test, hashes, seconds })
+}
+
+/// The sha256 of the configuration, wherever its run is written.
+fn config_hash(config: &Config) -> Result<String> {
+    let placeless = Config { out: PathBuf::new(), ..config.clone() };
+    Ok(hex(&Sha256::digest(placeless.to_toml()?)))
+}
+
+/// The sha256 of what is trained on: every token and whether it counts.
+fn data_hash(data: &Dataset) -> String {
+    let mut hash = Sha256::new();
+    for example in &data.examples {
+        hash.update((example.ids.len() as u64).to_le_bytes());
+        hash.update(bytemuck::cast_slice::<u32, u8>(&example.ids));
+        hash.update(example.is_target.iter().map(|&target| u8::from(target)).collect::<Vec<_>>());
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A model ready to compute, and what it was made from.
+pub struct Reopened {
+    /// The base model.
+    pub base: BaseModel,
+    /// The decoder, with the run's trained weights if it is a run's.
+    pub decoder: Decoder,
+    /// The run's configuration, if it is a run's.
+    pub config: Option<Config>,
+    /// The step of the checkpoint whose weights these are.
+    pub step: Option<u64>,
+}
+
+/// Opens an untouched model for evaluation or generation, in `f32`.
+///
+/// # Errors
+/// When it can't be opened or read.
+pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observer) -> Result<Reopened> {
+    let base = model::open(reference, relative_to, observer)?;
+    let decoder = build(&base, &untouched(&base, Storage::F32), 0, observer)?;
+    Ok(Reopened { base, decoder, config: None, step: None })
+}
+
+/// Opens the result of the run in `run`: its model with the weights of the checkpoint after `step` steps, or of the
+/// newest.
+///
+/// # Errors
+/// When there is no such run or checkpoint, or the model is not the one it was trained from.
+pub fn reopen(run: &Path, step: Option<u64>, observer: &mut dyn Observer) -> Result<Reopened> {
+    let path = run.join(CONFIG);
+    if !path.is_file() {
+        return Err(Error::output(format!("{} is not a run: it has no {CONFIG}", run.display()))
+            .help("name the directory that `liftplan train` made"));
+    }
+    let config = Config::load(&path, &[])?;
+    let base = model::open(&config.model, run, observer)?;
+    let plan = policy::plan(&config, &base.inventory)?;
+    let checkpoint = Store::of(run).read(step)?;
+    let made = &checkpoint.state.hashes;
+    checkpoint.check(&Hashes { model: base.hash.clone(), plan: plan.hash(), ..made.clone() })?;
+    let mut decoder = build(&base, &plan, config.seed, observer)?;
+    trainable::load(&mut decoder, &checkpoint.trainable)?;
+    for param in decoder.params_mut() {
+        param.set_trained(false);
+    }
+    Ok(Reopened { base, decoder, config: Some(config), step: Some(checkpoint.state.step) })
+}
+
+/// The plan in which nothing trains.
+fn untouched(base: &BaseModel, storage: Storage) -> Plan {
+    let entry = |tensor: &crate::model::inventory::TensorInfo| Entry {
+        tensor: tensor.name.clone(),
+        treatment: Treatment::Frozen,
+        storage,
+        lr_scale: 1.0,
+        lr_scale_b: 1.0,
+    };
+    Plan {
+        version: Plan::VERSION,
+        origin: Origin {
+            policy: "none".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            settings: serde_json::json!({}),
+        },
+        entries: base.inventory.tensors.iter().map(entry).collect(),
+        picks: Picks::default(),
+        scores: Default::default(),
+    }
+}

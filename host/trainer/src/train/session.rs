@@ -1,0 +1,303 @@
+//! One sitting of a run: from its first or resumed step to its end, early stop or interruption.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use liftplan_engine::Batch;
+
+use super::directory::Claimed;
+use super::prepare::Prepared;
+use super::trainable::{self, OptimizerTensors, Trainable};
+use super::{RunOptions, Schedule, Stepper, build};
+use crate::checkpoint::State;
+use crate::config::{Config, Length};
+use crate::data::{self, Dataset, Dealing, Sampler, SamplerOptions};
+use crate::eval;
+use crate::plan::Treatment;
+use crate::report::{
+    Ending, EvalRecord, Event, Fanout, LossAt, Observer, PeakMemory, RunLog, StepRecord, Summary, Trained, process,
+};
+use crate::{Error, Result};
+
+/// Everything that a sitting works with.
+pub(super) struct Session<'a> {
+    config: &'a Config,
+    options: &'a RunOptions,
+    prepared: Prepared,
+    directory: Claimed,
+    stepper: Stepper,
+    sampler: Sampler,
+    schedule: Schedule,
+    total_steps: u64,
+    state: State,
+    log: RunLog,
+    first_step_s: Option<f64>,
+    eval_after: Option<EvalRecord>,
+}
+
+/// Why the loop ended.
+enum End {
+    AllSteps,
+    NoGain,
+    Stopped,
+}
+
+impl<'a> Session<'a> {
+    /// Builds the decoder and, when resuming, puts everything back as the checkpoint has it.
+    pub fn start(
+        config: &'a Config,
+        options: &'a RunOptions,
+        mut prepared: Prepared,
+        directory: Claimed,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        observer.on(&Event::Phase("loading the weights"));
+        let decoder = build(&prepared.base, &prepared.plan, config.seed, observer)?;
+        prepared.seconds.build = started.elapsed().as_secs_f64();
+
+        let lengths: Vec<usize> = prepared.train.examples.iter().map(|example| example.ids.len()).collect();
+        let sampling = SamplerOptions {
+            seed: config.seed,
+            batch_size: config.train.batch_size,
+            dealing: dealing(config),
+            epochs: match config.train.length() {
+                Length::Epochs(epochs) => Some(epochs),
+                Length::Steps(_) => None,
+            },
+        };
+        let mut stepper = Stepper::new(decoder, &prepared.plan, config);
+        let (state, sampler, log) = if directory.resume {
+            let checkpoint = directory.store.read(None)?;
+            checkpoint.check(&prepared.hashes)?;
+            trainable::load(&mut stepper.decoder, &checkpoint.trainable)?;
+            stepper.optimizer.set_states(OptimizerTensors::states(&checkpoint.optimizer)?);
+            let state = checkpoint.state;
+            let place = serde_json::from_value(state.sampler.clone()).map_err(|error| {
+                Error::output(format!("the checkpoint's place in the data cannot be read: {error}"))
+            })?;
+            let sampler = Sampler::resume(lengths, sampling, &place)?;
+            let log = RunLog::resume(&directory.path, state.step)?;
+            (state, sampler, log)
+        } else {
+            let state = State { hashes: prepared.hashes.clone(), ..State::default() };
+            (state, Sampler::new(lengths, sampling)?, RunLog::create(&directory.path)?)
+        };
+        let total_steps = match config.train.length() {
+            Length::Steps(steps) => steps,
+            Length::Epochs(_) => sampler.total_steps().unwrap_or(0),
+        };
+        let schedule = Schedule::new(&config.schedule, total_steps);
+        Ok(Self {
+            config,
+            options,
+            prepared,
+            directory,
+            stepper,
+            sampler,
+            schedule,
+            total_steps,
+            state,
+            log,
+            first_step_s: None,
+            eval_after: None,
+        })
+    }
+
+    /// Trains to the end and writes the summary.
+    pub fn train(mut self, observer: &mut dyn Observer) -> Result<Summary> {
+        match self.steps(observer) {
+            Ok(End::Stopped) => {
+                self.save(observer)?;
+                self.summarise(Ending::Interrupted)?;
+                let step = self.state.step;
+                Err(Error::interrupted(format!("stopped after step {step} of {}", self.total_steps)).help(format!(
+                    "a checkpoint is in {}; go on with the same command and --resume",
+                    self.directory.store.path_of(step).display()
+                )))
+            }
+            Ok(end) => {
+                self.save(observer)?;
+                self.eval_after = self.evaluate_result(observer)?;
+                let ending = match (end, self.state.best_eval_loss) {
+                    (End::NoGain, Some(best)) => Ending::EarlyStopped { best_step: best.step },
+                    _ => Ending::Completed,
+                };
+                self.summarise(ending)
+            }
+            Err(error) => {
+                // The error is what the user must see, so that one in writing the summary is left unsaid.
+                let _ = self.summarise(Ending::Failed { error: error.to_string() });
+                Err(error)
+            }
+        }
+    }
+
+    fn steps(&mut self, observer: &mut dyn Observer) -> Result<End> {
+        if self.state.step == 0 && self.state.eval_before.is_none() {
+            self.state.eval_before = self.evaluate_result(observer)?;
+        }
+        observer.on(&Event::Phase("training"));
+        while self.state.step < self.total_steps {
+            if self.options.stop.load(Ordering::Relaxed) {
+                return Ok(End::Stopped);
+            }
+            let Some(batches) = self.sampler.next_step() else { break };
+            self.step(&batches.micro_batches, observer)?;
+            let (step, train) = (self.state.step, &self.config.train);
+            let due = |every: Option<u64>| every.is_some_and(|every| step % every == 0);
+            let no_gain = due(train.eval_every) && self.validate(observer)?;
+            if due(train.checkpoint_every) && step < self.total_steps {
+                self.save(observer)?;
+            }
+            if no_gain {
+                return Ok(End::NoGain);
+            }
+        }
+        Ok(End::AllSteps)
+    }
+
+    fn step(&mut self, micro_batches: &[Vec<usize>], observer: &mut dyn Observer) -> Result<()> {
+        let started = Instant::now();
+        let step = self.state.step + 1;
+        let examples = &self.prepared.train.examples;
+        let collate = |micro: &Vec<usize>| data::collate(&micro.iter().map(|&i| &examples[i]).collect::<Vec<_>>());
+        let batches: Vec<Batch> = micro_batches.iter().map(collate).collect();
+        let lr = self.config.optimizer.lr * self.schedule.factor(self.state.step);
+        let outcome = self.stepper.step(step, &batches, lr)?;
+        let seconds = started.elapsed().as_secs_f64();
+        if self.first_step_s.is_none() {
+            self.first_step_s = process::seconds_since_start();
+        }
+        let loss = outcome.loss.mean();
+        let state = &mut self.state;
+        state.step = step;
+        state.tokens += outcome.tokens;
+        state.train_s += seconds;
+        state.last_loss = Some(loss);
+        if state.best_loss.is_none_or(|best| loss < best.loss) {
+            state.best_loss = Some(LossAt { step, loss });
+        }
+        let record = StepRecord {
+            step,
+            loss,
+            lr,
+            grad_norm: outcome.grad_norm,
+            tokens: outcome.tokens,
+            tokens_per_s: outcome.tokens as f64 / seconds.max(1e-9),
+            mem_bytes: process::resident_bytes().unwrap_or(0),
+        };
+        self.tell(&Event::Step { record: &record, total: self.total_steps }, observer)
+    }
+
+    /// Evaluates on the validation data; says whether it is time to stop for want of gain.
+    fn validate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let Some(data) = &self.prepared.validation else { return Ok(false) };
+        let record = self.evaluate(data, "validation", observer)?;
+        self.tell(&Event::Eval(&record), observer)?;
+        let stopping = self.config.train.early_stopping;
+        let min_delta = stopping.map_or(0.0, |stopping| stopping.min_delta);
+        if self.state.best_eval_loss.is_none_or(|best| record.eval_loss < best.loss - min_delta) {
+            self.state.best_eval_loss = Some(LossAt { step: record.step, loss: record.eval_loss });
+            self.state.evals_without_gain = 0;
+            if self.config.train.checkpoint_every.is_some() || stopping.is_some() {
+                self.save(observer)?;
+            }
+        } else {
+            self.state.evals_without_gain += 1;
+        }
+        Ok(stopping.is_some_and(|stopping| self.state.evals_without_gain >= stopping.patience))
+    }
+
+    /// Evaluates on the test data, or on the validation data where there is none.
+    fn evaluate_result(&mut self, observer: &mut dyn Observer) -> Result<Option<EvalRecord>> {
+        let (data, split) = match (&self.prepared.test, &self.prepared.validation) {
+            (Some(test), _) => (test, "test"),
+            (None, Some(validation)) => (validation, "validation"),
+            (None, None) => return Ok(None),
+        };
+        let record = self.evaluate(data, split, observer)?;
+        self.tell(&Event::Eval(&record), observer)?;
+        Ok(Some(record))
+    }
+
+    fn evaluate(&self, data: &Dataset, split: &str, observer: &mut dyn Observer) -> Result<EvalRecord> {
+        observer.on(&Event::Phase(&format!("evaluating on the {split} data")));
+        let job = eval::Job {
+            decoder: &self.stepper.decoder,
+            tokenizer: &self.prepared.base.tokenizer,
+            data,
+            config: &self.config.eval,
+            micro_batch_tokens: self.config.train.micro_batch_tokens,
+        };
+        let outcome = job.run(observer)?;
+        Ok(EvalRecord {
+            step: self.state.step,
+            split: split.to_string(),
+            eval_loss: outcome.loss,
+            scores: outcome.scores,
+        })
+    }
+
+    /// Writes a checkpoint and removes those that are not to be kept.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.state.sampler = serde_json::to_value(self.sampler.state())
+            .map_err(|error| Error::internal(format!("the place in the data is not JSON: {error}")))?;
+        let trainable = Trainable::of(&self.stepper.decoder);
+        let optimizer = OptimizerTensors::of(&self.stepper.optimizer);
+        let path = self.directory.store.write(self.state.clone(), &trainable, &optimizer)?;
+        let best = self.state.best_eval_loss.map(|best| best.step);
+        self.directory.store.prune(self.config.train.keep_checkpoints, best)?;
+        self.tell(&Event::Checkpoint(&path), observer)
+    }
+
+    /// Writes the event to the run's log and hands it on.
+    fn tell(&mut self, event: &Event<'_>, observer: &mut dyn Observer) -> Result<()> {
+        Fanout::new().with(&mut self.log).with(observer).on(event);
+        self.log.check()
+    }
+
+    fn summarise(&mut self, ended: Ending) -> Result<Summary> {
+        let (state, plan) = (&self.state, &self.prepared.plan);
+        let count = |wanted: fn(&Treatment) -> bool| plan.entries.iter().filter(|e| wanted(&e.treatment)).count();
+        let mut seconds = self.prepared.seconds.clone();
+        seconds.train = state.train_s;
+        let summary = Summary {
+            version: 1,
+            model: self.prepared.base.origin.clone(),
+            policy: plan.origin.policy.clone(),
+            ended,
+            trained: Trained {
+                trainable_parameters: Trainable::of(&self.stepper.decoder).parameters(),
+                total_parameters: self.prepared.base.inventory.tensors.iter().map(|t| t.len() as u64).sum(),
+                trained_tensors: count(|treatment| *treatment == Treatment::Train),
+                adapted_tensors: count(|treatment| matches!(treatment, Treatment::Adapt(_))),
+            },
+            steps: state.step,
+            planned_steps: self.total_steps,
+            tokens: state.tokens,
+            tokens_per_s: state.tokens as f64 / state.train_s.max(1e-9),
+            final_loss: state.last_loss,
+            best_loss: state.best_loss,
+            best_eval_loss: state.best_eval_loss,
+            eval_before: state.eval_before.clone(),
+            eval_after: self.eval_after.clone(),
+            peak_memory: PeakMemory { predicted_bytes: None, measured_bytes: process::peak_bytes() },
+            seconds,
+            first_step_s: self.first_step_s,
+            versions: crate::report::summary::versions(),
+            hashes: self.prepared.hashes.clone(),
+        };
+        summary.write(&self.directory.path)?;
+        Ok(summary)
+    }
+}
+
+/// How a step's examples are cut into micro-batches.
+fn dealing(config: &Config) -> Dealing {
+    Dealing {
+        packing: config.data.packing,
+        micro_batch_tokens: config.train.micro_batch_tokens,
+        micro_batch_examples: config.train.micro_batch_examples,
+    }
+}

@@ -1,0 +1,116 @@
+//! One optimiser step: the gradients of its micro-batches, then the update. Knows nothing of files, data or time.
+
+use std::collections::BTreeMap;
+
+use liftplan_engine::decoder::LossSum;
+use liftplan_engine::optim::{self, AdamW, AdamWOptions};
+use liftplan_engine::{Batch, Decoder, EngineError, Keep, StepOptions};
+
+use super::AdapterNames;
+use crate::config::{Bf16Update, Config};
+use crate::plan::{Plan, Treatment};
+use crate::{Error, Result};
+
+/// A decoder and what updates it.
+pub struct Stepper {
+    /// The model.
+    pub decoder: Decoder,
+    /// The optimiser, with its states.
+    pub optimizer: AdamW,
+    /// Factor on the learning rate of each parameter that trains, by name.
+    rates: BTreeMap<String, f64>,
+    weight_decay: f64,
+    max_grad_norm: f64,
+    keep: Keep,
+    seed: u64,
+}
+
+/// What a step tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// The losses of all its target tokens.
+    pub loss: LossSum,
+    /// Norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+    /// Tokens computed, targets or not.
+    pub tokens: u64,
+}
+
+impl Stepper {
+    /// A stepper for a decoder that was built by `plan`.
+    pub fn new(decoder: Decoder, plan: &Plan, config: &Config) -> Self {
+        let optimizer = AdamW::new(AdamWOptions {
+            betas: config.optimizer.betas.into(),
+            eps: config.optimizer.eps,
+            bf16_update: match config.train.bf16_update_or_default() {
+                Bf16Update::Stochastic => optim::Bf16Update::Stochastic,
+                Bf16Update::Master => optim::Bf16Update::Master,
+            },
+            seed: config.seed,
+        });
+        Self {
+            decoder,
+            optimizer,
+            rates: rates(plan),
+            weight_decay: config.optimizer.weight_decay,
+            max_grad_norm: config.train.max_grad_norm,
+            keep: if config.train.recompute { Keep::Inputs } else { Keep::Activations },
+            seed: config.seed,
+        }
+    }
+
+    /// Does step number `step`, from 1, at the learning rate `lr`. Every target token of the step weighs the same,
+    /// however the tokens are dealt into micro-batches.
+    ///
+    /// # Errors
+    /// When a batch does not fit the model, or the loss or a gradient is not finite. Nothing was updated then.
+    pub fn step(&mut self, step: u64, batches: &[Batch], lr: f64) -> Result<StepOutcome> {
+        let failed = |error| train_error(error, step);
+        let targets: usize = batches.iter().map(Batch::target_count).sum();
+        self.decoder.clear_grads();
+        let mut loss = LossSum::default();
+        for (i, batch) in batches.iter().enumerate() {
+            let options = StepOptions {
+                grad_scale: 1.0 / targets.max(1) as f32,
+                keep: self.keep,
+                // A count of its own for each micro-batch, the same after a resume.
+                dropout: Some((self.seed, step << 16 | i as u64)),
+            };
+            loss += self.decoder.accumulate(batch, options).map_err(failed)?;
+        }
+        let grad_norm = optim::grad_norm(self.decoder.params()).map_err(failed)?;
+        // As torch's clip_grad_norm_, its small constant included.
+        let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        for param in self.decoder.params_mut().filter(|param| param.trains()) {
+            let lr = lr * self.rates.get(param.name()).copied().unwrap_or(1.0);
+            self.optimizer.update(param, lr, self.weight_decay, clip as f32).map_err(failed)?;
+        }
+        Ok(StepOutcome { loss, grad_norm, tokens: batches.iter().map(|batch| batch.tokens() as u64).sum() })
+    }
+}
+
+/// The factor on the learning rate of every parameter that trains, by its name.
+fn rates(plan: &Plan) -> BTreeMap<String, f64> {
+    let mut rates = BTreeMap::new();
+    for entry in plan.trained() {
+        match entry.treatment {
+            Treatment::Adapt(_) => {
+                let names = AdapterNames::of(&entry.tensor);
+                let of_b = entry.lr_scale * entry.lr_scale_b;
+                rates.extend([(names.a, entry.lr_scale), (names.b, of_b), (names.magnitude, of_b)]);
+            }
+            Treatment::Train | Treatment::Frozen => {
+                rates.insert(entry.tensor.clone(), entry.lr_scale);
+            }
+        }
+    }
+    rates
+}
+
+fn train_error(error: EngineError, step: u64) -> Error {
+    match error {
+        EngineError::NotFinite { .. } => Error::train(format!("step {step}: {error}; nothing was updated"))
+            .help("lower optimizer.lr, set train.max_grad_norm, or look for damaged rows in the data"),
+        other => Error::train(format!("step {step}: {other}")),
+    }
+}
