@@ -97,10 +97,11 @@ fn gradients_with_dropout_agree_with_finite_differences() {
         let batch = batch(&shape, &[12, 5]);
         let options = StepOptions { grad_scale: 1.0, dropout: Some((5, 9)), ..OPTIONS };
         let mut decoder = model(&shape, Trained::Lora { dora }, 3);
-        decoder.accumulate(&batch, options).unwrap();
         let names: Vec<String> = decoder.params().filter(|p| p.trains()).map(|p| p.name().to_string()).collect();
         // DoRA holds its norm constant, so that differences agree for the magnitude only.
-        for name in names.iter().filter(|name| !dora || name.ends_with("magnitude")).step_by(3) {
+        for name in names.iter().filter(|name| !dora || name.ends_with("magnitude")) {
+            decoder.clear_grads();
+            decoder.accumulate(&batch, options).unwrap();
             let grad = decoder.params().find(|p| p.name() == name).unwrap().grad().unwrap().to_vec();
             let norm = grad.iter().map(|g| g * g).sum::<f32>().sqrt();
             let mut loss_at = |step: f32| {
@@ -109,10 +110,10 @@ fn gradients_with_dropout_agree_with_finite_differences() {
                 common::shift(&mut decoder, name, &grad, -step / norm);
                 loss
             };
-            let step = 2e-3;
+            let step = 1e-3;
             let slope = (loss_at(step) - loss_at(-step)) / f64::from(2.0 * step);
             let relative = (slope - f64::from(norm)).abs() / f64::from(norm);
-            assert!(relative < 2e-2, "{name}: slope {slope} against {norm}");
+            assert!(relative < 1e-2, "{name}: slope {slope} against {norm}");
         }
     }
 }
