@@ -1,1 +1,225 @@
-//! export
+//! What a run trained, in the formats that others read.
+//!
+//! In: a run directory (its configuration, plan and a checkpoint) and the base model. Out: a directory with a PEFT
+//! adapter, a merged Hugging Face model, or a GGUF file. Tensors are merged and written one after the other, so that
+//! memory stays at a few tensors; the directory appears whole or not at all.
+
+mod gguf;
+mod hf;
+mod merge;
+mod peft;
+mod target;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::checkpoint::{Checkpoint, Store};
+use crate::config::Config;
+use crate::model::{self, BaseModel};
+use crate::plan::{self, Plan};
+use crate::report::{Event, Hashes, Observer};
+use crate::{Error, Result};
+
+pub use merge::Merger;
+
+/// What to make of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// An adapter beside the base model, as the Python package PEFT writes it.
+    Peft,
+    /// A whole model, adapters merged, as a Hugging Face directory.
+    Hf,
+    /// A whole model, adapters merged, as llama.cpp reads it.
+    Gguf,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Peft, Self::Hf, Self::Gguf];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peft => "peft",
+            Self::Hf => "hf",
+            Self::Gguf => "gguf",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        choose(text, "export format", Self::ALL.map(|f| (f.name(), f)))
+    }
+}
+
+/// The element type of an exported model's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floats (`hf` only).
+    F32,
+    /// Half floats.
+    F16,
+    /// bfloat16 (`hf` only).
+    Bf16,
+    /// 8-bit blocks of 32 with one scale each (`gguf` only).
+    Q8_0,
+}
+
+impl Dtype {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        choose(text, "type", [Self::F32, Self::F16, Self::Bf16, Self::Q8_0].map(|d| (d.name(), d)))
+    }
+}
+
+fn choose<T, const N: usize>(text: &str, what: &str, choices: [(&'static str, T); N]) -> Result<T> {
+    let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+    let wanted = text.to_lowercase();
+    let error = Error::config(format!("unknown {what} `{text}`")).help(format!("choose one of {}", names.join(", ")));
+    choices.into_iter().find(|(name, _)| *name == wanted).map(|(_, choice)| choice).ok_or(error)
+}
+
+/// How to export.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Replace an earlier export in the target directory.
+    pub force: bool,
+    /// The weights' type. For `hf`, `None` keeps each tensor's own (f32 where it was quantised); for `gguf`, `None` is
+    /// F16; `peft` has none.
+    pub dtype: Option<Dtype>,
+    /// `hf` starts a new file when one would grow over so many bytes; as Hugging Face does it, 5 GB.
+    pub shard_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { force: false, dtype: None, shard_bytes: 5_000_000_000 }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Its files and their sizes in bytes, by name.
+    pub files: Vec<(String, u64)>,
+    /// What the user should know: what the format can't carry.
+    pub notes: Vec<String>,
+}
+
+/// A run with what it was made from: everything an export reads.
+pub struct Source {
+    /// The run's name: its directory's.
+    pub name: String,
+    /// The base model.
+    pub base: BaseModel,
+    /// What happened to each tensor.
+    pub plan: Plan,
+    /// What was trained.
+    pub checkpoint: Checkpoint,
+}
+
+impl Source {
+    /// Opens the run in the directory `run` at a checkpoint's step, or at its newest.
+    ///
+    /// # Errors
+    /// When it isn't a run's directory, has no such checkpoint, or the base model isn't the one that it was made from.
+    pub fn open(run: &Path, checkpoint: Option<u64>, observer: &mut dyn Observer) -> Result<Self> {
+        let config_path = run.join("config.toml");
+        if !config_path.is_file() {
+            return Err(Error::output(format!("{} is not a run: it has no config.toml", run.display()))
+                .help("give the directory that `liftplan train` made"));
+        }
+        let config = Config::load(&config_path, &[])?;
+        let base = model::open(&config.model, run, observer)?;
+        let plan = plan::file::read(&run.join("plan.json"))?;
+        plan.check_against(&base.inventory)?;
+        let checkpoint = Store::of(run).read(checkpoint)?;
+        let made = checkpoint.state.hashes.clone();
+        checkpoint.check(&Hashes { model: base.hash.clone(), plan: plan.hash(), ..made })?;
+        let absolute = std::path::absolute(run).unwrap_or_else(|_| run.to_path_buf());
+        let name = absolute.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
+        Ok(Self { name, base, plan, checkpoint })
+    }
+}
+
+/// Exports the run in the directory `run`, from the checkpoint of the given step or the newest, to the directory `out`.
+///
+/// # Errors
+/// What [`Source::open`] refuses; a target that isn't empty; a plan that the format can't express; a full disk. Nothing
+/// is left behind then.
+pub fn export(
+    run: &Path,
+    checkpoint: Option<u64>,
+    format: Format,
+    out: &Path,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Exported> {
+    target::check(out, options.force)?;
+    let source = Source::open(run, checkpoint, observer)?;
+    export_source(&source, format, out, options, observer)
+}
+
+/// As [`export`], from an opened run.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_source(
+    source: &Source,
+    format: Format,
+    out: &Path,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Exported> {
+    match (format, options.dtype) {
+        (Format::Peft, Some(dtype)) => return Err(no_dtype(format, dtype, "an adapter is always written as f32")),
+        (Format::Hf, Some(Dtype::Q8_0)) => return Err(no_dtype(format, Dtype::Q8_0, "choose f32, f16 or bf16")),
+        (Format::Gguf, Some(dtype @ (Dtype::F32 | Dtype::Bf16))) => {
+            return Err(no_dtype(format, dtype, "choose f16 or q8_0"));
+        }
+        _ => {}
+    }
+    target::check(out, options.force)?;
+    observer.on(&Event::Phase(&format!("exporting {format} to {}", out.display())));
+    let target = target::Target::new(out)?;
+    let notes = match format {
+        Format::Peft => peft::write(source, &target)?,
+        Format::Hf => hf::write(source, &target, options, observer)?,
+        Format::Gguf => gguf::write(source, &target, options, observer)?,
+    };
+    target.publish(notes)
+}
+
+fn no_dtype(format: Format, dtype: Dtype, help: &str) -> Error {
+    Error::config(format!("the format {format} can't be written as {}", dtype.name())).help(help)
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
+mod tests;
