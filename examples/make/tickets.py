@@ -7,33 +7,43 @@ writes `train.jsonl`, `validation.jsonl` and `test.jsonl`, one `{"text": …, "l
 A ticket is built around one core sentence, whose topic is the label. Around it stand asides that mention other topics without
 wanting anything, fillers, a request and courtesies, all as a hurried person types. One ticket in thirty has two
 cores, and which of them became the label was a coin's decision: nobody can get all of them right.
-Templates are disjoint between the three files, and so are some of the products.
+No core sentence of validation or test stands in a training ticket; asides, products and courtesies are common to all.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 
 from grammar import as_typed, expand, generator, held_out, sentence
 from lexicon import DEVICES, GOODS, LEXICON
-from ticket_templates import ASIDES, ASKS, CLOSINGS, CORES, FILLERS, NEUTRAL_ASKS, OPENINGS, TOPICS
+from ticket_templates import ASIDES, ASKS, CLOSINGS, CORES, FILLERS, NEUTRAL_ASKS, OPENINGS, SYNONYMS, TOPICS
 
 SEED = "tickets-1"
 SIZES = {"train": 1800, "validation": 240, "test": 300}
 AMBIGUOUS_SHARE = 1 / 30
-QUESTION_WORDS = {"Is", "Are", "Does", "Do", "Can", "Could", "May", "Will", "Would", "How", "What", "Which", "When", "Where",
+QUESTION_WORDS = {"Is", "Has", "Are", "Does", "Do", "Can", "Could", "May", "Will", "Would", "How", "What", "Which", "When", "Where",
                   "Why"}
+
+
+SYNONYM_PATTERN = re.compile(r"\b(" + "|".join(word for line in SYNONYMS for word in line) + r")\b")
+SYNONYMS_OF = {word: line for line in SYNONYMS for word in line}
+
+
+def reworded(text, rng):
+    """The text with half of the words that have synonyms exchanged for one of them."""
+    return SYNONYM_PATTERN.sub(lambda m: rng.choice(SYNONYMS_OF[m.group()]) if rng.random() < 0.5 else m.group(), text)
 
 
 def make_ticket(topic, part, rng):
     """One ticket as `(text, label)`."""
     # Only what has a plug or a battery is repaired here or asked about. Every mention in a ticket is of the same product.
     powered = topic in ("repair", "advice") or rng.random() < 0.6
-    bound = {"product": rng.choice(held_out(DEVICES if powered else GOODS, part))}
+    bound = {"product": rng.choice(DEVICES if powered else GOODS)}
 
     def say(templates):
-        text = sentence(expand(rng.choice(templates), rng, LEXICON, bound))
+        text = sentence(reworded(expand(rng.choice(templates), rng, LEXICON, bound), rng))
         return text + ("?" if text.split(" ")[0] in QUESTION_WORDS else ".")
 
     core = say(held_out(CORES[topic], part))
@@ -45,7 +55,7 @@ def make_ticket(topic, part, rng):
         label = rng.choice([topic, other])
     else:
         others = [t for t in TOPICS if t != topic]
-        asides = [expand(rng.choice(held_out(ASIDES[t], part)), rng, LEXICON, bound)
+        asides = [expand(rng.choice(ASIDES[t]), rng, LEXICON, bound)
                   for t in rng.sample(others, rng.choice([0, 0, 1, 1, 1, 2]))]
         joined = rng.random() < 0.4
         for i, aside in enumerate(asides):
@@ -56,19 +66,22 @@ def make_ticket(topic, part, rng):
                                       f"{core[:-1]}, {rng.choice(['even if', 'and yet', 'although'])} {aside}{core[-1]}"])
             else:
                 body.insert(rng.choice([0, len(body)]), sentence(aside) + ".")
+        if rng.random() < 0.35:
+            body.append(say(held_out(CORES[topic], part)))
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
-        body.insert(rng.choice([0, len(body)]), say(held_out(FILLERS, part)))
+        body.insert(rng.choice([0, len(body)]), say(FILLERS))
 
     chance = rng.random()
-    if chance < 0.2 and label == topic:
-        body.append(say(held_out(ASKS[topic], part)))
-    elif chance < 0.7:
-        body.append(say(held_out(NEUTRAL_ASKS, part)))
+    if chance < 0.35 and label == topic:
+        body.append(say(ASKS[topic]))
+    elif chance < 0.75:
+        body.append(say(NEUTRAL_ASKS))
     if rng.random() < 0.5:
-        body.insert(0, say(held_out(OPENINGS, part))[:-1] + ",")
+        body.insert(0, say(OPENINGS)[:-1] + ",")
     if rng.random() < 0.4:
-        body.append(say(held_out(CLOSINGS, part))[:-1])
-    return as_typed(" ".join(body), rng), label
+        body.append(say(CLOSINGS)[:-1])
+    # Drawing twice from a short list can say the same thing twice; once is enough.
+    return as_typed(" ".join(dict.fromkeys(body)), rng), label
 
 
 def make_split(part):
