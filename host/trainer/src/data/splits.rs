@@ -170,3 +170,63 @@ fn chat_template(config: &DataConfig, base: &BaseModel) -> Result<Option<ChatTem
     let context = TemplateContext { special_tokens, variables: config.template_variables.clone(), date };
     ChatTemplate::new(&source, context).map(Some)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::report::Silent;
+
+    fn repository() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    }
+
+    fn load(config: &str, change: impl Fn(&mut DataConfig)) -> Result<(Splits, BaseModel)> {
+        let base = crate::model::open("tests/golden/families/llama/model", &repository(), &mut Silent)?;
+        let mut config: DataConfig = toml::from_str(config).unwrap();
+        config.resolve(&repository(), &crate::config::Places::default())?;
+        change(&mut config);
+        Ok((load_splits(&config, 0, &base, &mut Silent)?, base))
+    }
+
+    const TICKETS: &str = "train = 'examples/data/tickets/train.jsonl'\ntest = 'examples/data/tickets/test.jsonl'";
+
+    #[test]
+    fn example_data_with_a_model_from_its_files() {
+        let (splits, base) = load(TICKETS, |c| c.chat_template = "none".into()).unwrap();
+        let (train, test) = (&splits.train, splits.test.as_ref().unwrap());
+        assert!(train.labels.len() > 1 && train.labels == test.labels);
+        for example in train.examples.iter().chain(&test.examples) {
+            let label = &train.labels[example.label.unwrap()];
+            let said: Vec<u32> = example.ids[example.prompt_tokens..].to_vec();
+            assert_eq!(base.tokenizer.decode(&said, true).unwrap(), format!(" {label}"));
+            assert_eq!(said.last(), base.tokenizer.eos().map(|token| &token.id));
+            assert_eq!(said, train.label_ids[example.label.unwrap()]);
+        }
+        let shown = crate::data::preview(train, &base.tokenizer, 2).unwrap().render(false);
+        assert!(shown.contains("\nLabel:⟦ "), "{shown}");
+    }
+
+    #[test]
+    fn the_models_own_template_is_the_default() {
+        let (splits, base) = load(TICKETS, |_| {}).unwrap();
+        let example = &splits.train.examples[0];
+        let label = &splits.train.labels[example.label.unwrap()];
+        let said: Vec<u32> =
+            example.ids.iter().zip(&example.is_target).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
+        assert_eq!(base.tokenizer.decode(&said, true).unwrap(), *label);
+        assert!(base.tokenizer.stop_ids().contains(said.last().unwrap()));
+    }
+
+    #[test]
+    fn templates_that_cannot_be_read_or_are_not_there() {
+        let missing = load(TICKETS, |c| c.chat_template = "/nowhere/t.jinja".into()).err().unwrap();
+        assert!(missing.message().contains("cannot read the chat template /nowhere/t.jinja"), "{missing}");
+        let idle = load(TICKETS, |c| {
+            c.chat_template = "none".into();
+            c.template_variables.insert("enable_thinking".into(), false.into());
+        });
+        let idle = idle.err().unwrap();
+        assert!(idle.message().starts_with("`data.template_variables.enable_thinking` has no effect"), "{idle}");
+    }
+}
