@@ -343,3 +343,60 @@ fn formats_and_types_are_chosen_by_name() {
         assert_eq!(run_export(&run, format, &out, &options).unwrap_err().message(), message);
     }
 }
+
+/// A tokenizer as Llama 2's: SentencePiece's pieces, with bytes for what it doesn't know.
+fn sentence_piece_tokenizer() -> serde_json::Value {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
+    tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    tokens.extend(["▁h", "hi", "▁hi", "el", "ell", "ello", "▁", "h", "i", "e", "l", "o"].map(String::from));
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        tokens.iter().enumerate().map(|(id, text)| (text.clone(), json!(id))).collect();
+    let special = |id: usize| {
+        json!({"id": id, "content": tokens[id], "single_word": false, "lstrip": false,
+                                     "rstrip": false, "normalized": false, "special": true})
+    };
+    json!({
+        "version": "1.0",
+        "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+            "merges": [["▁", "h"], ["h", "i"], ["▁h", "i"], ["▁", "hi"], ["e", "l"], ["el", "l"], ["ell", "o"]]},
+    })
+}
+
+#[test]
+fn a_sentence_piece_tokenizer_survives_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let (directory, run, out) = (dir.path().join("llama-2"), dir.path().join("run"), dir.path().join("out"));
+    std::fs::create_dir(&directory).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(family("llama").join("model").join(name), directory.join(name)).unwrap();
+    }
+    std::fs::write(directory.join("tokenizer.json"), sentence_piece_tokenizer().to_string()).unwrap();
+    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"});
+    std::fs::write(directory.join("tokenizer_config.json"), config.to_string()).unwrap();
+    let base = reopen(&directory);
+    write_run(&run, &base, &plan(&base, |_| Treatment::Frozen), &Vec::new());
+    run_export(&run, Format::Gguf, &out, &Options::default()).unwrap();
+    let again = reopen(&out.join("run-F16.gguf"));
+    for text in ["hi hello", "hihi  ü", "", "hell o"] {
+        let ids = base.tokenizer.encode(text, true).unwrap();
+        assert_eq!(again.tokenizer.encode(text, true).unwrap(), ids, "{text:?}");
+        assert_eq!(again.tokenizer.decode(&ids, true).unwrap(), base.tokenizer.decode(&ids, true).unwrap());
+    }
+    // `<s> ▁hi ▁h ello`: by merges, as the original does it.
+    let ids = again.tokenizer.encode("hi hello", true).unwrap();
+    let pieces: Vec<String> = ids.iter().filter_map(|id| again.tokenizer.token(*id)).collect();
+    assert_eq!(pieces, ["<s>", "▁hi", "▁h", "ello"]);
+}
