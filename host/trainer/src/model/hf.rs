@@ -38,13 +38,11 @@ pub(super) fn tokenizer(
     if !path.exists() {
         return Err(no_tokenizer(directory));
     }
-    let mut tokenizer = Tokenizer::from_file(&path).map_err(|e| {
-        Error::model(format!("{}: not a usable tokenizer: {e}", path.display())).help("fetch the file again")
-    })?;
+    let mut tokenizer = parse_tokenizer(&path)?;
     let settings = read_json(directory, "tokenizer_config.json")?.unwrap_or(Value::Null);
     let map = read_json(directory, "special_tokens_map.json")?.unwrap_or(Value::Null);
     let generation = read_json(directory, "generation_config.json")?.unwrap_or(Value::Null);
-    add_declared_tokens(&mut tokenizer, &settings)?;
+    add_declared_tokens(&mut tokenizer, &settings).map_err(|e| e.at(directory.display()))?;
 
     let named = |key: &str| {
         let by_id = || {
@@ -88,6 +86,21 @@ pub(super) fn tokenizer(
     };
     let tokenizer = TextTokenizer::new(tokenizer, specials, embedding_rows)?;
     Ok((tokenizer, chat_template(directory, &settings)?))
+}
+
+/// Reads `tokenizer.json`. The library that reads it panics on some damaged files, so the file is first checked to be
+/// JSON, which is what it takes for granted, and a panic that is left is caught.
+fn parse_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(ErrorKind::Model, "read", path, &e))?;
+    let unusable = |why: String| {
+        Error::model(format!("{}: not a usable tokenizer: {why}", path.display())).help("fetch the file again")
+    };
+    serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(|e| unusable(format!("not valid JSON: {e}")))?;
+    match std::panic::catch_unwind(|| Tokenizer::from_bytes(text.as_bytes())) {
+        Ok(Ok(tokenizer)) => Ok(tokenizer),
+        Ok(Err(e)) => Err(unusable(e.to_string())),
+        Err(_) => Err(unusable("it contradicts itself".to_string())),
+    }
 }
 
 fn key_of_id(key: &str) -> &'static str {

@@ -10,6 +10,7 @@ mod check;
 pub mod gguf;
 mod hash;
 mod hf;
+mod hub;
 pub mod inventory;
 mod mapped;
 mod reference;
@@ -61,7 +62,7 @@ pub struct BaseModel {
 /// # Errors
 /// The reference is neither, or the model is incomplete, damaged, inconsistent or of a kind that isn't supported.
 pub fn open(reference: &str, relative_to: &Path, observer: &mut dyn Observer) -> Result<BaseModel> {
-    match reference::resolve(reference, relative_to)? {
+    match reference::resolve(reference, relative_to, observer)? {
         Source::Directory(directory) => open_directory(&directory, reference, observer),
         Source::Gguf(file) => open_gguf(&file, reference, observer),
     }
@@ -142,3 +143,7 @@ impl BaseModel {
         self.weights.tensors().get(name).map_or(0, |stored| stored.range.1)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

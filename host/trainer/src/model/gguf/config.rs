@@ -201,11 +201,15 @@ fn required(metadata: &Metadata, key: &str) -> Result<u64> {
 
 /// A real number of the metadata; an f32 by its shortest decimal form, so that 1e-5 comes out as 1e-5.
 fn real(metadata: &Metadata, key: &str) -> Result<Option<f64>> {
-    match metadata.get(key) {
-        None => Ok(None),
-        Some(Value::F32(v)) => Ok(format!("{v}").parse().ok()),
-        Some(Value::F64(v)) => Ok(Some(*v)),
-        Some(_) => Ok(number(metadata, key)?.map(|v| v as f64)),
+    let real = match metadata.get(key) {
+        None => return Ok(None),
+        Some(Value::F32(v)) => format!("{v}").parse().unwrap_or(f64::NAN),
+        Some(Value::F64(v)) => *v,
+        Some(_) => return Ok(number(metadata, key)?.map(|v| v as f64)),
+    };
+    match real.is_finite() {
+        true => Ok(Some(real)),
+        false => Err(Error::model(format!("metadata `{key}` is {real}; expected a finite number"))),
     }
 }
 

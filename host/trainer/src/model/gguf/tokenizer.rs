@@ -104,13 +104,7 @@ pub(super) fn build(
 fn byte_level(metadata: &Metadata, tokens: &[String], observer: &mut dyn Observer) -> Result<(Tokenizer, bool)> {
     let merges = strings(metadata, "tokenizer.ggml.merges")?
         .ok_or_else(|| Error::model("metadata `tokenizer.ggml.merges` is missing; a `gpt2` tokenizer needs it"))?;
-    let merges: Merges = merges
-        .iter()
-        .map(|merge| match merge.split_once(' ') {
-            Some((left, right)) => Ok((left.to_string(), right.to_string())),
-            None => Err(Error::model(format!("merge `{merge}` in `tokenizer.ggml.merges` is not two tokens"))),
-        })
-        .collect::<Result<_>>()?;
+    let merges = pairs(&merges)?;
     let pre = pre_tokenizer(metadata, observer)?;
     let bpe = BPE::builder()
         .vocab_and_merges(vocabulary(tokens), merges)
@@ -123,6 +117,15 @@ fn byte_level(metadata: &Metadata, tokens: &[String], observer: &mut dyn Observe
     let decoder = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
     tokenizer.with_decoder(part::<Option<DecoderWrapper>>(decoder)?);
     Ok((tokenizer, pre.adds_bos))
+}
+
+/// Merges from their text form, two tokens with a space between them.
+fn pairs(merges: &[String]) -> Result<Merges> {
+    let pair = |merge: &String| match merge.split_once(' ') {
+        Some((left, right)) => Ok((left.to_string(), right.to_string())),
+        None => Err(Error::model(format!("merge `{merge}` in `tokenizer.ggml.merges` is not two tokens"))),
+    };
+    merges.iter().map(pair).collect()
 }
 
 /// The pre-tokenizer by its name; where a file names none (or `default`), the family's.
@@ -152,9 +155,7 @@ fn pre_tokenizer(metadata: &Metadata, observer: &mut dyn Observer) -> Result<Pre
 fn sentence_piece(metadata: &Metadata, tokens: &[String], types: Option<&[u64]>) -> Result<(Tokenizer, bool)> {
     let vocab = vocabulary(tokens);
     let merges = match strings(metadata, "tokenizer.ggml.merges")? {
-        Some(merges) => {
-            merges.iter().filter_map(|m| m.split_once(' ').map(|(l, r)| (l.to_string(), r.to_string()))).collect()
-        }
+        Some(merges) => pairs(&merges)?,
         None => merges_from_scores(metadata, tokens, types, &vocab)?,
     };
     let unknown = match number(metadata, "tokenizer.ggml.unknown_token_id")? {
