@@ -119,7 +119,7 @@ pub fn spec_from_config(config: &Config) -> Result<ModelSpec> {
     }
     let head_dim = match config.opt_usize("head_dim")?.or(family.defaults.head_dim) {
         Some(head_dim) => head_dim,
-        None if hidden % heads != 0 => {
+        None if !hidden.is_multiple_of(heads) => {
             return Err(config.error(format!(
                 "`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}, and there is no `head_dim`"
             )));
@@ -155,10 +155,10 @@ pub fn spec_from_config(config: &Config) -> Result<ModelSpec> {
 fn check(config: &Config, spec: &ModelSpec) -> Result<()> {
     config.check("intermediate_size", spec.intermediate, 1, LARGEST_DIMENSION)?;
     config.check("head_dim", spec.head_dim, 2, LARGEST_DIMENSION)?;
-    if spec.head_dim % 2 != 0 {
+    if !spec.head_dim.is_multiple_of(2) {
         return Err(config.error(format!("`head_dim` is {}, but rotary embedding needs an even number", spec.head_dim)));
     }
-    if spec.heads % spec.kv_heads != 0 {
+    if !spec.heads.is_multiple_of(spec.kv_heads) {
         return Err(config.error(format!(
             "`num_attention_heads` {} is not a multiple of `num_key_value_heads` {}",
             spec.heads, spec.kv_heads

@@ -115,7 +115,7 @@ impl RawEntry {
         let RawEntry { name, shape, dtype, offset } = self;
         let block = dtype.block_size();
         let row = shape.last().copied().unwrap_or(1);
-        if row % block != 0 {
+        if !row.is_multiple_of(block) {
             return Err(damaged(format!(
                 "tensor `{name}` has rows of {row}, not a multiple of the {block} of its type"
             )));
@@ -128,7 +128,7 @@ impl RawEntry {
         let (Some(size), Some(start)) = (size, start) else {
             return Err(damaged(format!("tensor `{name}` {shape:?} at offset {offset} is larger than any file")));
         };
-        if start % alignment != 0 {
+        if !start.is_multiple_of(alignment) {
             return Err(damaged(format!("tensor `{name}` begins at offset {offset}, not a multiple of {alignment}")));
         }
         match start.checked_add(size) {

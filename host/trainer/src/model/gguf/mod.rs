@@ -75,7 +75,7 @@ impl GgufFile {
             };
             if let Some(heads) = interleaved_heads {
                 let rows = entry.shape[0];
-                if heads == 0 || rows % (2 * heads) != 0 {
+                if heads == 0 || !rows.is_multiple_of(2 * heads) {
                     return Err(Error::model(format!("tensor `{}` has {rows} rows for {heads} heads", entry.name)));
                 }
                 if entry.shape.len() < 2 && matches!(encoding, Encoding::Blocks(_)) {
@@ -158,7 +158,7 @@ pub(super) fn dequantise(dtype: GgmlDType, from: &[u8], to: &mut [f32]) -> Resul
 /// Decodes blocks of type `B` where they lie.
 fn decode<B: GgmlType>(from: &[u8], to: &mut [f32]) -> Result<()> {
     let size = size_of::<B>();
-    if from.len() % size != 0 || from.len() / size * B::BLCK_SIZE != to.len() {
+    if !from.len().is_multiple_of(size) || from.len() / size * B::BLCK_SIZE != to.len() {
         return Err(Error::internal(format!("{} bytes of blocks for {} elements", from.len(), to.len())));
     }
     if from.as_ptr().align_offset(align_of::<B>()) != 0 {
