@@ -2,4 +2,5 @@
 
 pub mod compare;
 pub mod golden;
+pub mod setup;
 pub mod smollm2;

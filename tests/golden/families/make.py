@@ -196,7 +196,10 @@ def load_model(directory):
 def make_data():
     """Sequences for logits; training documents with about a third of their targets masked."""
     generator = torch.Generator().manual_seed(7)
-    ids = lambda n: torch.randint(4, VOCAB, (n,), generator=generator).tolist()
+
+    def ids(length):
+        return torch.randint(4, VOCAB, (length,), generator=generator).tolist()
+
     documents = []
     for index in range(20):
         length = int(torch.randint(5, 28, (1,), generator=generator))

@@ -1,0 +1,240 @@
+"""Trains small runs with `liftplan`, exports each in every format, loads the exports with the Python packages that people
+use them with, and compares logits, weights, tokenizers and chat templates. Started by `tests/compat/run.sh`.
+
+What has to hold, beside loading without complaint:
+
+  peft         base model + adapter, by PEFT: Liftplan's own logits within 1e-4
+  hf           the merged model, by transformers: Liftplan's own logits within 1e-4; its tokenizer and chat template
+  gguf, F16    by transformers' GGUF reader: the merged weights, each matrix rounded to F16; tokenizer and chat template
+  gguf, Q8_0   the same with each matrix rounded to Q8_0, as the `gguf` package does it
+
+Every run must have moved its model's logits well beyond those limits, so that an export of the untouched model fails.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+import transformers
+from gguf import GGMLQuantizationType, GGUFReader, quants
+from peft import PeftModel
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = ROOT / "tests/golden/families"
+LIMIT = 1e-4
+LOOSE = {"f16": 5e-3, "q8_0": 1e-1}  # of the logits, as far as rounding the weights may move them
+
+# What transformers' GGUF reader does not read from the file, though it is there; its configuration is given by hand then.
+# llama3: the scaled frequencies (tensor rope_freqs.weight). qwen3: the width of a head (attention.key_length).
+# mistral: llama.cpp reads Mistral as `llama`, whose sliding window is in no GGUF file.
+READER_NEEDS_CONFIG = {"llama3", "mistral", "qwen3"}
+
+LORA = 'name = "lora"\nrank = 4\nalpha = 8.0\n'
+CASES = [
+    ("llama", "lora", LORA),
+    ("llama", "rslora", LORA + "rslora = true\n"),
+    ("llama", "dora", LORA + "dora = true\n"),
+    ("llama", "ranks", LORA + '[policy.ranks]\n"*.q_proj.weight" = 2\n"model.layers.1.mlp.*" = 6\n'),
+    ("llama", "some", LORA + 'targets = ["q_proj", "down_proj"]\nblocks = "1"\n'),
+    ("llama", "full", 'name = "full"\n'),
+    ("llama3", "lora", LORA),
+    ("mistral", "lora", LORA),
+    ("qwen2", "lora", LORA),
+    ("qwen2", "full", 'name = "full"\n'),
+    ("qwen3", "lora", LORA),
+    ("smollm2", "lora", LORA),
+]  # fmt: skip
+
+TEXTS = [
+    "the weaver lifts the threads of the loom",
+    "and then the weft passes through them;",
+    "this is how the cloth is made, row by row.",
+    "Every pick lifts other threads. 12 of 34!",
+]
+STRINGS = [
+    *TEXTS,
+    "",
+    " ",
+    "x  12",
+    "naïve — 😀",
+    "<|im_start|>user\nHi<|im_end|>\n",
+    "a<|endoftext|>b",
+    "\n\n  tabs\tand 2,500.75",
+]
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is a loom?"},
+    {"role": "assistant", "content": "A frame for weaving."},
+    {"role": "user", "content": "And 2 + 2?"},
+]
+
+
+class Case:
+    """One run and its exports, in a folder of its own."""
+
+    def __init__(self, args, family, name, policy):
+        self.args, self.family, self.name, self.policy = args, family, name, policy
+        self.folder = Path(args.work) / f"{family}-{name}"
+        self.base = Path(args.smollm2) if family == "smollm2" else FAMILIES / family / "model"
+        self.failures = []
+
+    def expect(self, holds, what):
+        print(f"  {'ok  ' if holds else 'FAIL'} {what}", flush=True)
+        if not holds:
+            self.failures.append(f"{self.family}, {self.name}: {what}")
+
+    def close(self, ours, theirs, limit, what):
+        """Both the norm of the difference and its maximum, relative to the reference's."""
+        far = 0.0
+        for a, b in zip(ours, theirs, strict=True):
+            a, b = a.astype(numpy.float64), b.astype(numpy.float64)
+            norm = numpy.linalg.norm(a - b) / numpy.linalg.norm(b)
+            far = max(far, norm, numpy.abs(a - b).max() / numpy.abs(b).max())
+        self.expect(far <= limit, f"{what}: {far:.1e} apart, limit {limit:.0e}")
+
+    def make(self):
+        """Trains, exports, and writes Liftplan's own logits."""
+        self.folder.mkdir(parents=True)
+        data, config = self.folder / "data.jsonl", self.folder / "config.toml"
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+        lr = 1e-2 if self.policy.startswith(LORA) else 2e-3
+        config.write_text(
+            f'model = "{self.base}"\n[data]\ntrain = "data.jsonl"\nformat = "text"\n[policy]\n{self.policy}'
+            f'[train]\nsteps = 4\nbatch_size = 2\n[optimizer]\nlr = {lr}\n[schedule]\nname = "constant"\n'
+        )
+        self.run = self.folder / "run"
+        run(self.args.liftplan, "train", config, "--out", self.run)
+        formats = {"hf": ["hf"], "gguf-f16": ["gguf", "--dtype", "f16"], "gguf-q8_0": ["gguf", "--dtype", "q8_0"]}
+        if self.policy.startswith(LORA):
+            formats["peft"] = ["peft"]
+        for name, options in formats.items():
+            run(self.args.liftplan, "export", self.run, "--out", self.folder / name, "--format", *options)
+        self.tokenizer = AutoTokenizer.from_pretrained(**self.source(self.base))
+        self.sequences = [self.tokenizer.encode(text) for text in STRINGS[:4] + STRINGS[8:9]]
+        ids, out = self.folder / "ids.json", self.folder / "logits.safetensors"
+        ids.write_text(json.dumps(self.sequences))
+        run(self.args.logits, self.run, ids, out)
+        logits = load_file(out)
+        self.ours, untouched = ([logits[f"{name}.{i}"] for i in range(len(self.sequences))] for name in ("run", "base"))
+        moved = min(numpy.linalg.norm(a - b) / numpy.linalg.norm(b) for a, b in zip(self.ours, untouched))
+        self.expect(moved > 100 * LIMIT, f"training moved the logits by {moved:.1e}")
+
+    @staticmethod
+    def source(path):
+        """How transformers is told of a directory or a GGUF file."""
+        path = Path(path)
+        if path.suffix == ".gguf":
+            return dict(pretrained_model_name_or_path=str(path.parent), gguf_file=path.name)
+        return dict(pretrained_model_name_or_path=str(path))
+
+    def load(self, path, **more):
+        options = dict(dtype=torch.float32, attn_implementation="eager") | more
+        return AutoModelForCausalLM.from_pretrained(**self.source(path), **options).eval()
+
+    def logits(self, model):
+        with torch.no_grad():
+            return [model(input_ids=torch.tensor([ids])).logits[0].numpy() for ids in self.sequences]
+
+    def check_peft(self):
+        folder = self.folder / "peft"
+        if folder.exists():
+            model = PeftModel.from_pretrained(self.load(self.base), str(folder)).eval()
+            self.close(self.logits(model), self.ours, LIMIT, "peft: logits")
+            merged = self.logits(model.merge_and_unload())
+            self.close(merged, self.ours, LIMIT, "peft: logits once PEFT has merged it")
+
+    def check_hf(self):
+        source = self.source(self.folder / "hf")
+        _, info = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+        wrong = {key: found for key, found in info.items() if found}
+        self.expect(not wrong, f"hf: every key is there, none is unexpected {wrong or ''}")
+        model = self.load(self.folder / "hf")
+        self.close(self.logits(model), self.ours, LIMIT, "hf: logits")
+        self.check_tokenizer("hf", self.folder / "hf")
+        return {name: weight.numpy() for name, weight in model.state_dict().items()}
+
+    def check_gguf(self, dtype, merged):
+        name = f"gguf-{dtype}"
+        (path,) = (self.folder / name).glob("*.gguf")
+        config = {}
+        if self.family in READER_NEEDS_CONFIG:
+            config["config"] = AutoConfig.from_pretrained(str(self.folder / "hf"))
+        model = self.load(path, **config)
+        self.close(self.logits(model), self.ours, LOOSE[dtype], f"{name}: logits, to the format's precision")
+        loaded = {key: weight.numpy() for key, weight in model.state_dict().items()}
+        self.expect(loaded.keys() == merged.keys(), f"{name}: the same tensors")
+        keys = sorted(loaded.keys() & merged.keys())
+        rounded = [rounding(merged[key], dtype) for key in keys]
+        self.close([loaded[key] for key in keys], rounded, LIMIT, f"{name}: the merged weights, rounded")
+        self.check_tokenizer(name, path)
+        fields = GGUFReader(path).fields
+        for key in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id"):
+            self.expect(f"tokenizer.ggml.{key}" in fields, f"{name}: has tokenizer.ggml.{key}")
+
+    def check_tokenizer(self, name, path):
+        theirs = AutoTokenizer.from_pretrained(**self.source(path))
+        # transformers' reader leaves out that each digit stands alone, if the file asks for it: compare on equal terms.
+        same = [text for text in STRINGS if theirs.encode(text) != self.tokenizer.encode(text) and "  1" not in text]
+        self.expect(not same, f"{name}: token ids of {len(STRINGS)} strings {same or ''}")
+        chats = [
+            t.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True) for t in (theirs, self.tokenizer)
+        ]
+        self.expect(chats[0] == chats[1], f"{name}: chat template")
+        ends = [(t.bos_token, t.eos_token) for t in (theirs, self.tokenizer)]
+        self.expect(ends[0] == ends[1], f"{name}: first and last token {ends[0]}")
+
+    def check(self):
+        print(f"{self.family}, {self.name}", flush=True)
+        self.make()
+        self.check_peft()
+        merged = self.check_hf()
+        for dtype in ("f16", "q8_0"):
+            self.check_gguf(dtype, merged)
+        return self.failures
+
+
+def rounding(weight, dtype):
+    """A merged weight as the format keeps it; vectors stay f32."""
+    if weight.ndim < 2:
+        return weight
+    if dtype == "f16":
+        return weight.astype(numpy.float16).astype(numpy.float32)
+    kind = GGMLQuantizationType.Q8_0
+    return quants.dequantize(quants.quantize(weight, kind), kind)
+
+
+def run(*command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--liftplan", required=True, help="the command `liftplan`")
+    parser.add_argument("--logits", required=True, help="the test binary `logits`")
+    parser.add_argument("--work", required=True, help="an empty folder")
+    parser.add_argument("--smollm2", help="SmolLM2's GGUF file; without it, it is left out")
+    parser.add_argument("--only", help="only the cases whose `family-name` contains this")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    failures = []
+    for family, name, policy in CASES:
+        if (family == "smollm2" and not args.smollm2) or (args.only and args.only not in f"{family}-{name}"):
+            continue
+        failures += Case(args, family, name, policy).check()
+    if failures:
+        sys.exit("\n".join(["", *failures, f"{len(failures)} failed"]))
+    print("all exports load and agree")
+
+
+if __name__ == "__main__":
+    main()
