@@ -36,7 +36,12 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn add(tensors: &mut HashMap<String, Tensor>, name: &str, model: &Decoder, sequences: &[Vec<u32>]) -> Result<(), Failure> {
+fn add(
+    tensors: &mut HashMap<String, Tensor>,
+    name: &str,
+    model: &Decoder,
+    sequences: &[Vec<u32>],
+) -> Result<(), Failure> {
     for (i, ids) in sequences.iter().enumerate() {
         let rows: Vec<usize> = (0..ids.len()).collect();
         let batch = Batch::pack([(ids.as_slice(), vec![false; ids.len()].as_slice())]);
