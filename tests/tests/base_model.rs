@@ -1,0 +1,62 @@
+//! Opening real models: the golden families, and SmolLM2 from its GGUF file.
+
+use std::path::Path;
+use std::time::Instant;
+
+use liftplan::model::open;
+use liftplan::report::{Event, Observer};
+use liftplan_tests::{golden, smollm2};
+
+/// Fails on a warning: these models give no reason for one.
+struct NoWarnings;
+
+impl Observer for NoWarnings {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Warning(text) = event {
+            panic!("unexpected warning: {text}");
+        }
+    }
+}
+
+#[test]
+fn every_golden_family_opens_and_its_tensors_are_those_of_the_file() {
+    let families =
+        [("llama", "llama"), ("llama3", "llama"), ("mistral", "mistral"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
+    for (name, family) in families {
+        let directory = golden::folder().join("families").join(name).join("model");
+        let model = open(directory.to_str().expect("a path"), Path::new("/"), &mut NoWarnings)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(model.spec.architecture, family);
+        let stored = candle_core::safetensors::load(directory.join("model.safetensors"), &candle_core::Device::Cpu);
+        let stored = stored.expect("the golden weights");
+        for info in &model.inventory.tensors {
+            let expected = golden::numbers(&stored[&info.name]);
+            assert_eq!(model.read_f32(&info.name).expect("a tensor"), expected, "{name} {}", info.name);
+        }
+        assert!(model.chat_template.is_some() && model.tokenizer.eos().is_some());
+    }
+}
+
+#[test]
+fn smollm2_opens_quickly_and_tokenises_as_its_original() {
+    let Some(path) = smollm2::model_or_skip() else { return };
+    let started = Instant::now();
+    let model = open(path.to_str().expect("a path"), Path::new("/"), &mut NoWarnings).unwrap_or_else(|e| panic!("{e}"));
+    let opened = started.elapsed();
+    for tensor in &model.inventory.tensors {
+        model.read_f32(&tensor.name).unwrap_or_else(|e| panic!("{e}"));
+    }
+    println!("opened in {opened:?}, all tensors as f32 after {:?}", started.elapsed());
+
+    assert_eq!(model.summary().parameters, 134_515_008);
+    assert!(model.spec.tied && model.chat_template.is_some());
+    let tokenizer = &model.tokenizer;
+    assert_eq!(tokenizer.eos().map(|token| token.text.as_str()), Some("<|im_end|>"));
+    let golden = smollm2::tokens();
+    assert!(golden.len() > 150);
+    for case in golden {
+        let ids = tokenizer.encode(&case.text, true).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(ids, case.ids, "{:?}", case.text);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap_or_else(|e| panic!("{e}")), case.text);
+    }
+}
