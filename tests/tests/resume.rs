@@ -36,7 +36,8 @@ struct Case {
 impl Case {
     fn new(settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let row = |i: usize| format!("{{\"text\": \"{}\"}}\n", "the weaver lifts thread ".repeat(1 + i % 5) + &i.to_string());
+        let row =
+            |i: usize| format!("{{\"text\": \"{}\"}}\n", "the weaver lifts thread ".repeat(1 + i % 5) + &i.to_string());
         fs::write(dir.path().join("train.jsonl"), (0..40).map(row).collect::<String>()).unwrap();
         fs::write(dir.path().join("validation.jsonl"), (40..46).map(row).collect::<String>()).unwrap();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/families/qwen3/model");
@@ -119,12 +120,16 @@ fn adapters_with_dropout_and_evaluations() {
 
 #[test]
 fn bf16_weights_rounded_stochastically() {
-    check("[policy]\nname = \"full\"\n[train]\nsteps = 12\nbatch_size = 4\nweights = \"bf16\"\nbf16_update = \"stochastic\"");
+    check(
+        "[policy]\nname = \"full\"\n[train]\nsteps = 12\nbatch_size = 4\nweights = \"bf16\"\nbf16_update = \"stochastic\"",
+    );
 }
 
 #[test]
 fn bf16_weights_with_a_master_copy() {
-    check("[policy]\nname = \"full\"\n[train]\nsteps = 12\nbatch_size = 4\nweights = \"bf16\"\nbf16_update = \"master\"");
+    check(
+        "[policy]\nname = \"full\"\n[train]\nsteps = 12\nbatch_size = 4\nweights = \"bf16\"\nbf16_update = \"master\"",
+    );
 }
 
 #[test]

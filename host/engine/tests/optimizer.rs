@@ -38,7 +38,10 @@ fn agrees_with_the_formula_in_f64() {
         }
     }
     for (i, (w, [expected, ..])) in param.value.as_f32().iter().zip(&expected).enumerate() {
-        assert!((f64::from(*w) - expected).abs() < 2e-6 * (1.0 + expected.abs()), "element {i}: {w} against {expected}");
+        assert!(
+            (f64::from(*w) - expected).abs() < 2e-6 * (1.0 + expected.abs()),
+            "element {i}: {w} against {expected}"
+        );
     }
 }
 

@@ -8,10 +8,12 @@
 //! `X.lora_A.weight` `[rank, in]`, `X.lora_B.weight` `[out, rank]`, and with DoRA `X.lora_magnitude_vector` `[out]`.
 
 pub mod lock;
+pub mod source;
 pub mod store;
 pub mod tensors;
 
 pub use lock::RunLock;
+pub use source::Source;
 pub use store::{Checkpoint, Store};
 pub use tensors::{NamedTensor, TensorData, TensorFile, TensorSource};
 

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::merge::Merger;
 use super::target::Target;
-use super::{Dtype, Options, Source};
+use super::{Dtype, Options};
+use crate::checkpoint::Source;
 use crate::checkpoint::tensors::{self, TensorSource, TensorSpec};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;

@@ -14,11 +14,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::checkpoint::{Checkpoint, Store};
-use crate::config::Config;
-use crate::model::{self, BaseModel};
-use crate::plan::{self, Plan};
-use crate::report::{Event, Hashes, Observer};
+use crate::checkpoint::Source;
+use crate::report::{Event, Observer};
 use crate::{Error, Result};
 
 pub use merge::Merger;
@@ -129,42 +126,6 @@ pub struct Exported {
     pub files: Vec<(String, u64)>,
     /// What the user should know: what the format can't carry.
     pub notes: Vec<String>,
-}
-
-/// A run with what it was made from: everything an export reads.
-pub struct Source {
-    /// The run's name: its directory's.
-    pub name: String,
-    /// The base model.
-    pub base: BaseModel,
-    /// What happened to each tensor.
-    pub plan: Plan,
-    /// What was trained.
-    pub checkpoint: Checkpoint,
-}
-
-impl Source {
-    /// Opens the run in the directory `run` at a checkpoint's step, or at its newest.
-    ///
-    /// # Errors
-    /// When it isn't a run's directory, has no such checkpoint, or the base model isn't the one that it was made from.
-    pub fn open(run: &Path, checkpoint: Option<u64>, observer: &mut dyn Observer) -> Result<Self> {
-        let config_path = run.join("config.toml");
-        if !config_path.is_file() {
-            return Err(Error::output(format!("{} is not a run: it has no config.toml", run.display()))
-                .help("give the directory that `liftplan train` made"));
-        }
-        let config = Config::load(&config_path, &[])?;
-        let base = model::open(&config.model, run, observer)?;
-        let plan = plan::file::read(&run.join("plan.json"))?;
-        plan.check_against(&base.inventory)?;
-        let checkpoint = Store::of(run).read(checkpoint)?;
-        let made = checkpoint.state.hashes.clone();
-        checkpoint.check(&Hashes { model: base.hash.clone(), plan: plan.hash(), ..made })?;
-        let absolute = std::path::absolute(run).unwrap_or_else(|_| run.to_path_buf());
-        let name = absolute.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
-        Ok(Self { name, base, plan, checkpoint })
-    }
 }
 
 /// Exports the run in the directory `run`, from the checkpoint of the given step or the newest, to the directory `out`.

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::Source;
 use super::merge::{Adapter, Merger};
 use super::target::Target;
+use crate::checkpoint::Source;
 use crate::checkpoint::tensors;
 use crate::checkpoint::{NamedTensor, TensorData};
 use crate::model::inventory::Kind;

@@ -10,6 +10,7 @@ use super::fixtures::{base, family, golden_adapter, lora_plan, lora_run, moved, 
 use super::*;
 use crate::checkpoint::TensorFile;
 use crate::model::inventory::Kind;
+use crate::model::{self, BaseModel};
 use crate::plan::AdapterSpec;
 use crate::plan::Treatment;
 use crate::report::Silent;

@@ -22,6 +22,7 @@ pub use step::{StepOutcome, Stepper};
 
 use crate::Result;
 use crate::config::Config;
+use crate::export;
 use crate::report::{Observer, Summary};
 
 /// How to run, beside the configuration.
@@ -46,5 +47,18 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     let directory = directory::Directory::inspect(options.out.as_deref().unwrap_or(&config.out), options.resume)?;
     let prepared = prepare::prepare(config, observer)?;
     let directory = directory.claim(config, &prepared)?;
-    session::Session::start(config, options, prepared, directory, observer)?.train(observer)
+    let run = directory.path.clone();
+    let summary = session::Session::start(config, options, prepared, directory, observer)?.train(observer)?;
+    // Adapters are small and what most people take along; whole weights are in the checkpoint until they are exported.
+    if summary.trained.trained_tensors == 0 {
+        export::export(
+            &run,
+            None,
+            export::Format::Peft,
+            &run.join("adapter"),
+            &export::Options { force: true, ..export::Options::default() },
+            observer,
+        )?;
+    }
+    Ok(summary)
 }

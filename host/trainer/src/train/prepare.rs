@@ -7,9 +7,8 @@ use liftplan_engine::Decoder;
 use sha2::{Digest, Sha256};
 
 use super::build::build;
-use super::directory::CONFIG;
 use super::trainable;
-use crate::checkpoint::Store;
+use crate::checkpoint::Source;
 use crate::config::Config;
 use crate::data::{self, Dataset};
 use crate::model::{self, BaseModel};
@@ -107,23 +106,12 @@ pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observ
     Ok(Reopened { base, decoder, config: None, step: None })
 }
 
-/// Opens the result of the run in `run`: its model with the weights of the checkpoint after `step` steps, or of the
-/// newest.
+/// Opens the result of the run in `run`, or its state after `step` steps: its model with what was trained.
 ///
 /// # Errors
 /// When there is no such run or checkpoint, or the model is not the one it was trained from.
 pub fn reopen(run: &Path, step: Option<u64>, observer: &mut dyn Observer) -> Result<Reopened> {
-    let path = run.join(CONFIG);
-    if !path.is_file() {
-        return Err(Error::output(format!("{} is not a run: it has no {CONFIG}", run.display()))
-            .help("name the directory that `liftplan train` made"));
-    }
-    let config = Config::load(&path, &[])?;
-    let base = model::open(&config.model, run, observer)?;
-    let plan = policy::plan(&config, &base.inventory)?;
-    let checkpoint = Store::of(run).read(step)?;
-    let made = &checkpoint.state.hashes;
-    checkpoint.check(&Hashes { model: base.hash.clone(), plan: plan.hash(), ..made.clone() })?;
+    let Source { config, base, plan, checkpoint, .. } = Source::open(run, step, observer)?;
     let mut decoder = build(&base, &plan, config.seed, observer)?;
     trainable::load(&mut decoder, &checkpoint.trainable)?;
     for param in decoder.params_mut() {

@@ -118,11 +118,16 @@ impl<'a> Session<'a> {
             }
             Ok(end) => {
                 self.save(observer)?;
-                self.eval_after = self.evaluate_result(observer)?;
                 let ending = match (end, self.state.best_eval_loss) {
-                    (End::NoGain, Some(best)) => Ending::EarlyStopped { best_step: best.step },
+                    (End::NoGain, Some(best)) => {
+                        // The result of the run is its best step, whose checkpoint is never pruned.
+                        let checkpoint = self.directory.store.read(Some(best.step))?;
+                        trainable::load(&mut self.stepper.decoder, &checkpoint.trainable)?;
+                        Ending::EarlyStopped { best_step: best.step }
+                    }
                     _ => Ending::Completed,
                 };
+                self.eval_after = self.evaluate_result(observer)?;
                 self.summarise(ending)
             }
             Err(error) => {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::quant::GgmlType;
 use super::writer::Meta;
-use crate::export::Source;
+use crate::checkpoint::Source;
 use crate::model::spec::RopeScaling;
 use crate::{Error, Result};
 

@@ -10,7 +10,8 @@ mod writer;
 
 use super::merge::Merger;
 use super::target::Target;
-use super::{Dtype, Options, Source};
+use super::{Dtype, Options};
+use crate::checkpoint::Source;
 use crate::model::gguf::names;
 use crate::model::inventory::TensorInfo;
 use crate::model::spec::{ModelSpec, RopeScaling};
