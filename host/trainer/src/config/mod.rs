@@ -287,6 +287,27 @@ impl Config {
         resolve::resolve(source, absolute).map_err(|error| places.locate(error))
     }
 
+    /// The configuration by which an untouched model is judged on `files`: defaults, with `overrides` over them. Paths
+    /// are seen from the directory `here`. Its policy and training settings mean nothing.
+    pub fn for_evaluation(model: &str, files: &[PathBuf], here: &Path, overrides: &[String]) -> Result<Self> {
+        if files.is_empty() {
+            return Err(Error::config("there is no data to judge the model on").help("name some with --data FILE"));
+        }
+        let mut train = Vec::new();
+        for file in files {
+            let name = file.to_str().ok_or_else(|| Error::config(format!("{} is no UTF-8", file.display())))?;
+            train.push(toml::Value::String(name.to_string()));
+        }
+        let data = toml::Table::from_iter([("train".to_string(), toml::Value::Array(train))]);
+        let policy = toml::Table::from_iter([("name".to_string(), toml::Value::String("lora".into()))]);
+        let document = toml::Table::from_iter([
+            ("model".to_string(), toml::Value::String(model.to_string())),
+            ("data".to_string(), toml::Value::Table(data)),
+            ("policy".to_string(), toml::Value::Table(policy)),
+        ]);
+        Self::parse(&document.to_string(), &here.join("command-line.toml"), "the command line", overrides)
+    }
+
     /// The configuration as TOML text, which loads to an equal `Config`.
     pub fn to_toml(&self) -> Result<String> {
         toml::Value::try_from(self)

@@ -103,6 +103,12 @@ impl Encoder {
         Ok(self.surround(Encoded { ids, is_target, ..Default::default() }))
     }
 
+    /// Plain text to go on with: what the tokenizer puts before a text, and the text, without an end.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let (ids, _) = self.ids(text)?;
+        Ok(self.before.iter().copied().chain(ids).collect())
+    }
+
     /// A prompt and what the model is to say after it: the latter counts, the ending token included.
     ///
     /// The prompt's tokens are those that it has on its own, as the model will be given it so. Where encoding both at

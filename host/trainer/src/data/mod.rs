@@ -7,6 +7,7 @@
 //!
 //!     read → format (wording) → template → mask → encode → load → splits → sampler → collate
 
+mod ask;
 mod collate;
 mod encode;
 mod format;
@@ -26,6 +27,7 @@ mod template;
 mod types;
 mod wording;
 
+pub use ask::prompt_ids;
 pub use collate::collate;
 pub use preview::{Preview, PreviewExample, Segment, preview};
 pub use report::{Finding, FindingReport, Place, RowReport};

@@ -141,7 +141,7 @@ fn label(loader: &Loader<'_>, loaded: Loaded, known: &[String]) -> Result<Datase
 }
 
 /// The chat template that the configuration asks for, if any.
-fn chat_template(config: &DataConfig, base: &BaseModel) -> Result<Option<ChatTemplate>> {
+pub(super) fn chat_template(config: &DataConfig, base: &BaseModel) -> Result<Option<ChatTemplate>> {
     let source = match config.chat_template.as_str() {
         "none" => None,
         "auto" => base.chat_template.clone(),

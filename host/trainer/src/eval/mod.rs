@@ -1,8 +1,10 @@
 //! How good a model is: loss and perplexity, accuracy and macro-F1 for label data, ROUGE for summaries.
 
 pub mod generate;
+pub mod judge;
 pub mod metrics;
 pub mod rouge;
 pub mod run;
 
+pub use judge::{Request, judge};
 pub use run::{Job, Outcome};

@@ -1,7 +1,5 @@
 //! `plan.json`: a plan on disk, one line a tensor, with its hash, which reading verifies.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
@@ -39,17 +37,9 @@ pub fn to_text(plan: &Plan) -> Result<String> {
     Ok(text)
 }
 
-/// Writes the plan to `path`, under a temporary name first, so that no half-written plan is ever found there.
+/// Writes the plan to `path`, which never holds half of one.
 pub fn write(plan: &Plan, path: &Path) -> Result<()> {
-    let text = to_text(plan)?;
-    let temporary = path.with_extension("json.tmp");
-    let io = |error: std::io::Error| {
-        std::fs::remove_file(&temporary).ok();
-        Error::io(ErrorKind::Output, "write", path, &error)
-    };
-    let mut file = File::create(&temporary).map_err(io)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)
+    crate::files::write_atomically(path, to_text(plan)?.as_bytes())
 }
 
 /// Reads the plan at `path` and verifies its version and hash.

@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{AdapterSpec, Plan, Treatment};
+use super::{AdapterSpec, Plan, Storage, Treatment};
 use crate::model::inventory::{Inventory, Kind};
+use crate::report::text::{grouped, memory};
 
 /// What a plan does, counted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +23,38 @@ pub struct Summary {
     pub trainable_parameters: u64,
     /// `trainable_parameters` as a percentage of base and adapters together, as PEFT counts it.
     pub trainable_percent: f64,
+    /// Memory that lasts through training; activations come on top.
+    pub memory: StateMemory,
+}
+
+/// Bytes that last through training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StateMemory {
+    /// The base model's weights, each in its storage.
+    pub weights_bytes: u64,
+    /// Adapters, in f32.
+    pub adapters_bytes: u64,
+    /// Gradients of what trains, in f32.
+    pub gradients_bytes: u64,
+    /// AdamW's two moments of what trains, in f32.
+    pub moments_bytes: u64,
+}
+
+impl StateMemory {
+    /// All of it, in bytes.
+    pub fn total(&self) -> u64 {
+        self.weights_bytes + self.adapters_bytes + self.gradients_bytes + self.moments_bytes
+    }
+}
+
+impl Storage {
+    /// Bytes of one element.
+    pub fn element_bytes(self) -> u64 {
+        match self {
+            Storage::F32 => 4,
+            Storage::Bf16 => 2,
+        }
+    }
 }
 
 /// The tensors of one role.
@@ -58,7 +91,7 @@ impl Plan {
     /// Counts what the plan does to the tensors of `inventory`, for which it was made.
     pub fn summary(&self, inventory: &Inventory) -> Summary {
         let mut roles: Vec<RoleRow> = Vec::new();
-        let (mut base, mut trainable, mut adapters) = (0, 0, 0);
+        let (mut base, mut trainable, mut adapters, mut weights_bytes) = (0, 0, 0, 0);
         for (entry, info) in self.entries.iter().zip(&inventory.tensors) {
             let role = if info.kind == Kind::Bias { format!("{}.bias", info.role) } else { info.role.clone() };
             let place = roles.iter().position(|row| row.role == role).unwrap_or_else(|| {
@@ -76,6 +109,7 @@ impl Plan {
             let row = &mut roles[place];
             row.tensors += 1;
             base += info.len() as u64;
+            weights_bytes += info.len() as u64 * entry.storage.element_bytes();
             let trains = match &entry.treatment {
                 Treatment::Frozen => {
                     row.frozen += 1;
@@ -104,6 +138,12 @@ impl Plan {
             base_parameters: base,
             trainable_parameters: trainable,
             trainable_percent: 100.0 * trainable as f64 / ((base + adapters).max(1)) as f64,
+            memory: StateMemory {
+                weights_bytes,
+                adapters_bytes: 4 * adapters,
+                gradients_bytes: 4 * trainable,
+                moments_bytes: 8 * trainable,
+            },
         }
     }
 }
@@ -121,32 +161,28 @@ impl fmt::Display for Summary {
                 row.frozen,
                 row.adapted,
                 row.trained,
-                thousands(row.trainable_parameters),
+                grouped(row.trainable_parameters),
                 ranks.join(", ")
             );
             writeln!(f, "{}", line.trim_end())?;
         }
-        write!(
+        writeln!(
             f,
             "{} of {} parameters train ({:.2} %), by policy `{}`; plan {}",
-            thousands(self.trainable_parameters),
-            thousands(self.base_parameters),
+            grouped(self.trainable_parameters),
+            grouped(self.base_parameters),
             self.trainable_percent,
             self.policy,
             self.hash.get(..12).unwrap_or(&self.hash)
+        )?;
+        write!(
+            f,
+            "memory without activations: {} (weights {}, adapters {}, gradients {}, moments {})",
+            memory(self.memory.total()),
+            memory(self.memory.weights_bytes),
+            memory(self.memory.adapters_bytes),
+            memory(self.memory.gradients_bytes),
+            memory(self.memory.moments_bytes)
         )
     }
-}
-
-/// `1,234,567`.
-pub fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

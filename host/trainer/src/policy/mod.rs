@@ -165,6 +165,20 @@ pub fn prepare(config: &PolicyConfig) -> Result<(Box<dyn Policy>, Value)> {
     Ok((policy, settings))
 }
 
+/// Checks the policy's name and settings before a model is opened. Errors name file and line.
+pub fn check(config: &Config) -> Result<()> {
+    prepare(&config.policy).map(|_| ()).map_err(|error| config.locate(error))
+}
+
+/// The plan that `policy` makes with its default settings.
+pub fn plan_by_default(policy: &dyn Policy, inventory: &Inventory, weights: Weights) -> Result<Plan> {
+    let info = policy.describe();
+    let settings = policy.resolve(&Value::Object(Map::new()))?;
+    let mut builder = PlanBuilder::new(inventory, storage_of(weights));
+    policy.make_plan(&settings, &ModelView::new(inventory, 0), &mut builder)?;
+    builder.build(Origin { policy: info.name, version: info.version, settings })
+}
+
 /// How plans keep tensors that the configuration wants as `weights`.
 pub fn storage_of(weights: Weights) -> Storage {
     match weights {

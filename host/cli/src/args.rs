@@ -1,0 +1,191 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    a defect of Liftplan itself
+  2    the command line or the configuration
+  3    the base model: missing, damaged, unsupported
+  4    the data
+  5    a policy or its plan
+  6    the training run, such as a loss that is not finite
+  7    output: a full disk, a directory in use, a damaged checkpoint
+  130  stopped with Ctrl-C (a checkpoint is saved first; a second Ctrl-C quits at once)";
+
+/// Fine-tunes language models by a plan: which weights train, in which form, and when.
+///
+/// The result of a command goes to standard output, everything else to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "liftplan", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Args {
+    /// Print the result as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show a model's tensors, their sizes, and what each built-in method would train in it.
+    Inspect(Inspect),
+    /// Show the plan that a configuration makes, without training.
+    Plan(Plan),
+    /// Train by a configuration, and write a run: its plan, its measurements, its checkpoints.
+    Train(Train),
+    /// Show training examples as the model will see them, with what the loss counts set off.
+    Data(Data),
+    /// Judge a run's model, or an untouched one, on data.
+    Eval(Eval),
+    /// Write a run's model for other programs.
+    Export(Export),
+    /// Write text with a run's model, or with an untouched one.
+    Generate(Generate),
+    /// Show what this machine can do.
+    Doctor,
+}
+
+/// A configuration and what goes over it.
+#[derive(Debug, ClapArgs)]
+pub struct Configured {
+    /// The configuration, a TOML file.
+    pub config: PathBuf,
+    /// Set one value over the configuration, as in --set train.steps=20. Can be given several times.
+    #[arg(long = "set", value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `inspect`.
+#[derive(Debug, ClapArgs)]
+pub struct Inspect {
+    /// A Hugging Face directory, a .gguf file, or a hub id such as org/name.
+    pub model: String,
+}
+
+/// `plan`.
+#[derive(Debug, ClapArgs)]
+pub struct Plan {
+    /// What to plan.
+    #[command(flatten)]
+    pub configured: Configured,
+    /// Also write the plan, as a run's plan.json has it, to this file.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `train`.
+#[derive(Debug, ClapArgs)]
+pub struct Train {
+    /// What to train.
+    #[command(flatten)]
+    pub configured: Configured,
+    /// The run's directory, instead of the configuration's `out`.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint in the run's directory.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `generate`.
+#[derive(Debug, ClapArgs)]
+pub struct Generate {
+    /// A run's directory, or a model as `inspect` takes it.
+    #[arg(value_name = "RUN|MODEL")]
+    pub target: String,
+    /// What to ask. It is worded as the run's training data were: as the user's turn of a conversation, for example.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Take the prompt as plain text to go on with, without chat template or wording.
+    #[arg(long)]
+    pub plain: bool,
+    /// Most tokens to write.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// 0 always takes the likeliest token; higher is more random.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Choose among the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Choose among so many likeliest tokens.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Seed of the choice.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// The checkpoint of a run to use, by its step, instead of the newest.
+    #[arg(long, value_name = "STEP")]
+    pub step: Option<u64>,
+}
+
+/// `data`.
+#[derive(Debug, ClapArgs)]
+pub struct Data {
+    /// Whose data to show.
+    #[command(flatten)]
+    pub configured: Configured,
+    /// How many examples to show.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub show: usize,
+    /// Of which data.
+    #[arg(long, value_enum, default_value_t = Split::Train)]
+    pub split: Split,
+}
+
+/// The data sets of a configuration.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Split {
+    /// What is trained on.
+    Train,
+    /// What is evaluated on while training.
+    Validation,
+    /// What is evaluated on before and after.
+    Test,
+}
+
+/// `eval`.
+#[derive(Debug, ClapArgs)]
+pub struct Eval {
+    /// A run's directory, or a model as `inspect` takes it.
+    #[arg(value_name = "RUN|MODEL")]
+    pub target: String,
+    /// Files to judge on, instead of the run's own test data. Can be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub data: Vec<PathBuf>,
+    /// Set one eval.… or data.… value over the run's configuration, as in --set eval.task=classification.
+    #[arg(long = "set", value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+    /// The checkpoint of a run to use, by its step, instead of the newest.
+    #[arg(long, value_name = "STEP")]
+    pub step: Option<u64>,
+}
+
+/// `export`.
+#[derive(Debug, ClapArgs)]
+pub struct Export {
+    /// A run's directory.
+    pub run: PathBuf,
+    /// `peft`: the adapter alone, for the Python package PEFT; `hf`: the whole model as a Hugging Face directory;
+    /// `gguf`: the whole model for llama.cpp.
+    #[arg(long)]
+    pub format: liftplan::export::Format,
+    /// The directory to make.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The weights' type: f32, f16 or bf16 for hf (default: as the base model has them), f16 (default) or q8_0 for gguf.
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<liftplan::export::Dtype>,
+    /// The checkpoint to export, by its step, instead of the newest.
+    #[arg(long, value_name = "STEP")]
+    pub step: Option<u64>,
+    /// Replace an earlier export in the directory.
+    #[arg(long)]
+    pub force: bool,
+}

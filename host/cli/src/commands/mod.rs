@@ -1,0 +1,71 @@
+//! One file a command.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use liftplan::Error;
+use liftplan::config::Config;
+use liftplan::train::{Reopened, open_model, reopen};
+
+use crate::args::{Args, Command, Configured};
+use crate::output::Output;
+use crate::progress::Progress;
+
+mod data;
+mod doctor;
+mod eval;
+mod export;
+mod generate;
+mod inspect;
+mod plan;
+mod train;
+
+/// Does what the arguments say.
+pub fn run(args: Args, output: &Output) -> Result<()> {
+    match args.command {
+        Command::Inspect(args) => inspect::run(&args, output),
+        Command::Plan(args) => plan::run(&args, output),
+        Command::Train(args) => train::run(&args, output),
+        Command::Data(args) => data::run(&args, output),
+        Command::Eval(args) => eval::run(&args, output),
+        Command::Export(args) => export::run(&args, output),
+        Command::Generate(args) => generate::run(&args, output),
+        Command::Doctor => doctor::run(output),
+    }
+}
+
+/// The configuration with what goes over it.
+fn configuration(args: &Configured) -> Result<Config> {
+    Ok(Config::load(&args.config, &args.set)?)
+}
+
+/// The directory from which paths on the command line are seen.
+fn here() -> Result<PathBuf> {
+    let lost =
+        |error| Error::config(format!("the current directory cannot be found: {error}")).help("cd to another one");
+    Ok(std::env::current_dir().map_err(lost)?)
+}
+
+/// The result of a run, or an untouched model: whichever `target` names.
+fn open(target: &str, step: Option<u64>, progress: &mut Progress) -> Result<Reopened> {
+    let path = Path::new(target);
+    if path.join("config.toml").exists() {
+        return Ok(reopen(path, step, progress)?);
+    }
+    if let Some(step) = step {
+        return Err(Error::config(format!(
+            "--step {step} has no effect: {target} is not a run, and only runs have checkpoints"
+        ))
+        .help("name a run's directory, or leave --step out")
+        .into());
+    }
+    Ok(open_model(target, &here()?, progress)?)
+}
+
+/// How the user calls this program, for commands to type next.
+fn program() -> String {
+    if std::env::var_os("CARGO").is_some() {
+        return "cargo run --release --".to_string();
+    }
+    std::env::args().next().unwrap_or_else(|| "liftplan".to_string())
+}
