@@ -118,7 +118,7 @@ impl Picks {
     /// Whether the policy is asked before `step`, counted from 1. Every `n` steps means before steps n + 1, 2n + 1, …:
     /// after each `n` that are done.
     pub fn includes(&self, step: u64) -> bool {
-        let every = self.every.is_some_and(|every| step > 1 && (step - 1) % every == 0);
+        let every = self.every.is_some_and(|every| step > 1 && (step - 1).is_multiple_of(every));
         every || self.at.binary_search(&step).is_ok()
     }
 
