@@ -11,7 +11,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use liftplan::Error;
-use liftplan::export::Source;
+use liftplan::checkpoint::Source;
 use liftplan::report::Silent;
 use liftplan::train::{build, trainable};
 use liftplan_engine::{Batch, Decoder};
