@@ -13,9 +13,8 @@ cd "$root"
 model=examples/models/SmolLM2-135M-Instruct.Q4_1.gguf
 [ -f "$model" ] || examples/get-smollm2.sh
 python=$(tests/compat/python.sh)
-cargo build --release -p liftplan-tests --benches
-ours=$(cargo bench -q -p liftplan-tests --bench lora_step --no-run 2>&1 | sed -n 's/.*(\(.*lora_step-[0-9a-f]*\)).*/\1/p' | tail -1)
-[ -n "$ours" ] || ours=$(ls -t "${CARGO_TARGET_DIR:-target}"/release/deps/lora_step-* | grep -v '\.d$' | head -1)
+built=$(cargo bench -p liftplan-tests --bench lora_step --no-run 2>&1) || { echo "$built" >&2; exit 1; }
+ours=$(echo "$built" | sed -n 's/.*(\(.*lora_step-[0-9a-f]*\))$/\1/p')
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -c 'import json, random

@@ -16,4 +16,4 @@ if [ -f "$model" ]; then set -- --smollm2 "$root/$model" "$@"; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bin="${CARGO_TARGET_DIR:-$root/target}/release"
-HF_HUB_OFFLINE=1 "$python" tests/compat/check_export.py --liftplan "$bin/liftplan" --logits "$bin/logits" --work "$work" "$@" 2>&1
+HF_HUB_OFFLINE=1 "$python" tests/compat/check_export.py --liftplan "$bin/liftplan" --logits "$bin/logits" --work "$work" "$@"
