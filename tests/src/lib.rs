@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: reading golden numbers, and comparing with them.
 
+pub mod command;
 pub mod compare;
 pub mod golden;
 pub mod setup;

@@ -68,6 +68,9 @@ impl Error {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::FileTooLarge | std::io::ErrorKind::QuotaExceeded => {
                 Some("free some space, or choose another directory".to_string())
             }
+            std::io::ErrorKind::NotADirectory => {
+                Some("a file stands where a directory should; choose another place".to_string())
+            }
             std::io::ErrorKind::PermissionDenied => {
                 Some("check the permissions of the file and its directory".to_string())
             }

@@ -16,7 +16,8 @@ pub fn run(args: &Data, output: &Output) -> Result<()> {
     let config = configuration(&args.configured)?;
     let mut progress = Progress::new();
     let model = model::open(&config.model, Path::new(""), &mut progress)?;
-    let splits = data::load_splits(&config.data, config.seed, &model, &mut progress)?;
+    let splits =
+        data::load_splits(&config.data, config.seed, &model, &mut progress).map_err(|error| config.locate(error))?;
     drop(progress);
     let (chosen, name) = match args.split {
         Split::Train => (Some(splits.train), "training"),

@@ -11,12 +11,13 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
-/// Several candidates near `word`, nearest first, at most `count`.
+/// Several candidates near `word`, nearest first, at most `count`, and none that is much further than the nearest.
 pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
     let lower = word.to_lowercase();
     let mut found: Vec<_> =
         candidates.into_iter().map(|candidate| (distance(&lower, &candidate.to_lowercase()), candidate)).collect();
-    found.retain(|(far, _)| *far < 0.45);
+    let nearest = found.iter().map(|(far, _)| *far).fold(f64::INFINITY, f64::min);
+    found.retain(|(far, _)| *far < 0.45 && *far <= nearest + 0.1);
     found.sort_by(|(a, x), (b, y)| a.total_cmp(b).then(x.cmp(y)));
     found.dedup_by(|(_, x), (_, y)| x == y);
     found.into_iter().take(count).map(|(_, candidate)| candidate).collect()

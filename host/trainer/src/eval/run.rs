@@ -40,6 +40,39 @@ pub struct Outcome {
     pub scores: BTreeMap<String, f64>,
 }
 
+/// Checks that the data has what the task compares answers with: labels, or references.
+///
+/// # Errors
+/// Names the first row that has not.
+pub fn check(config: &EvalConfig, data: &Dataset) -> Result<()> {
+    for example in data.examples.iter().take(config.limit.unwrap_or(usize::MAX)) {
+        match config.task {
+            Task::Lm => {}
+            Task::Classification => {
+                label(example)?;
+            }
+            Task::Summarization => {
+                reference(example)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn label(example: &Example) -> Result<usize> {
+    example.label.ok_or_else(|| {
+        Error::data(format!("{} has no label", example.source))
+            .help("classification needs rows with a text and a label; set eval.task for other data")
+    })
+}
+
+fn reference(example: &Example) -> Result<&str> {
+    example.reference.as_deref().ok_or_else(|| {
+        Error::data(format!("{} has no answer to compare a summary with", example.source))
+            .help("use rows with a completion, or set eval.task = \"lm\"")
+    })
+}
+
 impl Job<'_> {
     /// Judges the model.
     ///
@@ -83,7 +116,7 @@ impl Job<'_> {
     ) -> Result<()> {
         let (mut truth, mut answers, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
         for (done, example) in examples.iter().enumerate() {
-            let label = self.label(example)?;
+            let label = label(example)?;
             let likelihoods = self.label_likelihoods(example)?;
             let best = argmax(&likelihoods);
             let all: f64 = likelihoods.iter().map(|l| (l - likelihoods[best]).exp()).sum();
@@ -129,7 +162,7 @@ impl Job<'_> {
     ) -> Result<()> {
         let (mut truth, mut answers) = (Vec::new(), Vec::new());
         for (example, answer) in examples.iter().zip(self.answers(examples, observer)?) {
-            truth.push(self.label(example)?);
+            truth.push(label(example)?);
             answers.push(self.data.labels.iter().position(|label| label.trim() == answer.trim()));
         }
         self.label_scores(&truth, &answers, scores);
@@ -150,11 +183,7 @@ impl Job<'_> {
         let answers = self.answers(examples, observer)?;
         let mut pairs = Vec::with_capacity(answers.len());
         for (example, answer) in examples.iter().zip(&answers) {
-            let reference = example.reference.as_deref().ok_or_else(|| {
-                Error::data(format!("{} has no answer to compare a summary with", example.source))
-                    .help("use rows with a completion, or set eval.task = \"lm\"")
-            })?;
-            pairs.push((reference, answer.as_str()));
+            pairs.push((reference(example)?, answer.as_str()));
         }
         let rouge = rouge::mean_rouge(pairs);
         for (name, value) in [("rouge_1", rouge.rouge_1), ("rouge_2", rouge.rouge_2), ("rouge_l", rouge.rouge_l)] {
@@ -172,13 +201,6 @@ impl Job<'_> {
             observer.on(&Event::Progress { unit: "answers", done: done as u64 + 1, total: examples.len() as u64 });
         }
         Ok(answers)
-    }
-
-    fn label(&self, example: &Example) -> Result<usize> {
-        example.label.ok_or_else(|| {
-            Error::data(format!("{} has no label", example.source))
-                .help("classification needs rows with a text and a label; set eval.task for other data")
-        })
     }
 }
 

@@ -63,9 +63,7 @@ fn parse(text: &str) -> Result<Plan> {
     let plan: Plan = serde_json::from_value(value).map_err(damaged)?;
     let hash = hash.and_then(|hash| hash.as_str().map(str::to_string)).unwrap_or_default();
     if hash != plan.hash() {
-        return Err(
-            Error::output(format!("the plan's hash is {}, and the file says {hash:?}", plan.hash())).help(again)
-        );
+        return Err(Error::output("the plan is not the one that was written: its hash has changed").help(again));
     }
     Ok(plan)
 }

@@ -172,7 +172,7 @@ fn plan_json_reads_back_and_notices_damage() {
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().filter(|line| line.starts_with("  {")).count(), inventory.tensors.len());
     for (from, to, message) in [
-        ("\"rank\":2", "\"rank\":3", "the plan's hash is "),
+        ("\"rank\":2", "\"rank\":3", "the plan is not the one that was written"),
         ("\"version\": 1", "\"version\": 2", "a plan of version 2, and this Liftplan reads version 1"),
         ("\"frozen\"", "\"melted\"", "not a plan: "),
     ] {

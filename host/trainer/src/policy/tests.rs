@@ -152,7 +152,7 @@ fn bad_settings_are_refused_with_the_place() {
 fn settings_that_do_not_fit_the_model_are_refused() {
     refused(
         "name = \"lora\"\ntargets = [\"q_proj\", \"q_porj\"]",
-        "c.toml:6: `policy.targets`: `q_porj` matches no tensor of the model\n  help: did you mean `q_proj` or `k_proj` or `o_proj`?",
+        "c.toml:6: `policy.targets`: `q_porj` matches no tensor of the model\n  help: did you mean `q_proj`?",
         5,
     );
     refused(

@@ -11,6 +11,7 @@ use super::trainable;
 use crate::checkpoint::Source;
 use crate::config::Config;
 use crate::data::{self, Dataset};
+use crate::eval;
 use crate::model::{self, BaseModel};
 use crate::plan::{Entry, Origin, Picks, Plan, Storage, Treatment};
 use crate::policy;
@@ -49,7 +50,10 @@ pub(super) fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Pr
 
     let started = Instant::now();
     observer.on(&Event::Phase("reading the data"));
-    let splits = data::load_splits(&config.data, config.seed, &base, observer)?;
+    let splits = data::load_splits(&config.data, config.seed, &base, observer).map_err(|error| config.locate(error))?;
+    for judged_by in [&splits.test, &splits.validation].into_iter().flatten() {
+        eval::run::check(&config.eval, judged_by)?;
+    }
     let read = started.elapsed().as_secs_f64();
 
     let hashes = Hashes {

@@ -44,7 +44,15 @@ pub fn open(path: &Path, shown: &str) -> Result<Rows> {
         return Err(Error::data(format!("{shown}: a data file must end in one of {}", EXTENSIONS.join(", ")))
             .help("rename the file, or convert it to one of these"));
     }
-    let file = std::fs::File::open(path).map_err(|e| Error::io(ErrorKind::Data, "read", path, &e))?;
+    let file = std::fs::File::open(path).map_err(|e| {
+        let error = Error::io(ErrorKind::Data, "read", path, &e);
+        match e.kind() {
+            std::io::ErrorKind::NotFound => error.help(
+                "paths in a configuration are seen from its directory, and those on the command line from the current one",
+            ),
+            _ => error,
+        }
+    })?;
     let name: Arc<str> = shown.into();
     match extension.as_str() {
         "csv" => csv::rows(file, name, b','),
