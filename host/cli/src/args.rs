@@ -106,8 +106,8 @@ pub struct Generate {
     #[arg(long)]
     pub plain: bool,
     /// Most tokens to write.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub max_new_tokens: usize,
+    #[arg(long, alias = "max-new-tokens", value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
     /// 0 always takes the likeliest token; higher is more random.
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f64,

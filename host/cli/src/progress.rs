@@ -8,7 +8,7 @@ use liftplan::report::text::{duration, grouped, memory};
 use liftplan::report::{EvalRecord, Event, Observer, StepRecord};
 
 /// Time between two plain lines about the same work.
-const PLAIN_EVERY: Duration = Duration::from_secs(2);
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// Shows events to a person.
 pub struct Progress {
@@ -119,7 +119,9 @@ impl Progress {
 
     /// The bar of this kind, which replaces one of another kind.
     fn bar(&mut self, kind: Kind, total: u64) -> &ProgressBar {
-        if self.bar.as_ref().is_none_or(|shown| shown.kind != kind || shown.bar.length().unwrap_or(0) != total) {
+        if let Some(shown) = self.bar.as_ref().filter(|shown| shown.kind == kind) {
+            shown.bar.set_length(total);
+        } else {
             self.clear();
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             bar.set_style(style(kind));

@@ -37,7 +37,7 @@ pub fn run(args: &Generate, output: &Output) -> Result<()> {
         if output.is_json() { Ok(()) } else { output.text(piece) }
     };
     let begun = Instant::now();
-    let tokens = generator.stream(&prompt, args.max_new_tokens, |id| {
+    let tokens = generator.stream(&prompt, args.max_tokens, |id| {
         show(stream.push(id)?, &mut text)?;
         Ok(true)
     })?;

@@ -62,6 +62,12 @@ fn open(target: &str, step: Option<u64>, progress: &mut Progress) -> Result<Reop
     Ok(open_model(target, &here()?, progress)?)
 }
 
+/// The path as seen from the current directory, if it lies below it.
+fn shorter(path: &Path) -> PathBuf {
+    let below = here().ok().and_then(|here| path.strip_prefix(here).ok().map(Path::to_path_buf));
+    below.filter(|below| !below.as_os_str().is_empty()).unwrap_or_else(|| path.to_path_buf())
+}
+
 /// How the user calls this program, for commands to type next.
 fn program() -> String {
     if std::env::var_os("CARGO").is_some() {

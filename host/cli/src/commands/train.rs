@@ -4,7 +4,7 @@ use anyhow::Result;
 use liftplan::report::text::end_of_run;
 use liftplan::{policy, train};
 
-use super::{configuration, program};
+use super::{configuration, program, shorter};
 use crate::args::Train;
 use crate::interrupt;
 use crate::output::Output;
@@ -18,7 +18,7 @@ pub fn run(args: &Train, output: &Output) -> Result<()> {
     let mut progress = Progress::new();
     let summary = train::run(&config, &options, &mut progress)?;
     drop(progress);
-    let run = args.out.as_ref().unwrap_or(&config.out);
+    let run = shorter(args.out.as_ref().unwrap_or(&config.out));
     let next = format!("{} generate {} --prompt \"…\"", program(), run.display());
-    Ok(output.result(&summary, end_of_run(&summary, run, &next))?)
+    Ok(output.result(&summary, end_of_run(&summary, &run, &next))?)
 }

@@ -21,7 +21,7 @@ pub struct Summary {
     pub base_parameters: u64,
     /// Parameters that train: those of trained tensors, and of adapters.
     pub trainable_parameters: u64,
-    /// `trainable_parameters` as a percentage of base and adapters together, as PEFT counts it.
+    /// `trainable_parameters` as a percentage of `base_parameters`.
     pub trainable_percent: f64,
     /// Memory that lasts through training; activations come on top.
     pub memory: StateMemory,
@@ -137,7 +137,7 @@ impl Plan {
             roles,
             base_parameters: base,
             trainable_parameters: trainable,
-            trainable_percent: 100.0 * trainable as f64 / ((base + adapters).max(1)) as f64,
+            trainable_percent: 100.0 * trainable as f64 / base.max(1) as f64,
             memory: StateMemory {
                 weights_bytes,
                 adapters_bytes: 4 * adapters,
