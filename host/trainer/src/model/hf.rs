@@ -69,7 +69,7 @@ pub(super) fn tokenizer(
     special.retain(|text| !text.is_empty() && tokenizer.token_to_id(text).is_some());
     let special: Vec<AddedToken> =
         special.into_iter().map(|text| AddedToken::from(text, true).normalized(false)).collect();
-    tokenizer.add_special_tokens(&special);
+    tokenizer.add_special_tokens(special).map_err(|e| refused(directory, &e))?;
 
     // transformers replaces the post-processor where the settings say what to add, or where there is none.
     let flag = |key: &str| settings.get(key).and_then(Value::as_bool);
@@ -150,7 +150,9 @@ fn add_declared_tokens(tokenizer: &mut Tokenizer, settings: &Value) -> Result<()
         missing.push((id, text, added));
     }
     let tokens: Vec<AddedToken> = missing.iter().map(|(_, _, token)| token.clone()).collect();
-    tokenizer.add_tokens(&tokens);
+    tokenizer
+        .add_tokens(tokens)
+        .map_err(|e| Error::model(format!("tokenizer_config.json: its added tokens are refused: {e}")))?;
     match missing.iter().find(|(id, text, _)| tokenizer.token_to_id(text) != Some(*id)) {
         None => Ok(()),
         Some((id, text, _)) => Err(Error::model(format!(
@@ -177,6 +179,10 @@ fn chat_template(directory: &Path, settings: &Value) -> Result<Option<String>> {
             .and_then(|entry| entry.get("template")?.as_str().map(String::from)),
         _ => None,
     })
+}
+
+fn refused(directory: &Path, error: &tokenizers::Error) -> Error {
+    Error::model(format!("{}: the special tokens are refused: {error}", directory.display()))
 }
 
 fn no_tokenizer(directory: &Path) -> Error {

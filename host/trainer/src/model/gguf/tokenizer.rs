@@ -79,7 +79,7 @@ pub(super) fn build(
     }
     // In one call, in the order of their ids: each call rebuilds the search automaton.
     added.retain(|token| !token.content.is_empty());
-    tokenizer.add_tokens(&added);
+    tokenizer.add_tokens(added).map_err(inconsistent)?;
 
     let adds = |name: &str, default: bool| -> Result<bool> {
         let key = format!("tokenizer.ggml.add_{name}_token");
@@ -110,9 +110,9 @@ fn byte_level(metadata: &Metadata, tokens: &[String], observer: &mut dyn Observe
         .vocab_and_merges(vocabulary(tokens), merges)
         .ignore_merges(pre.ignore_merges)
         .build()
-        .map_err(|e| Error::model(format!("the tokenizer in the metadata is inconsistent: {e}")))?;
+        .map_err(inconsistent)?;
     let mut tokenizer = Tokenizer::new(bpe);
-    tokenizer.with_normalizer(part::<Option<NormalizerWrapper>>(pre.normalizer_json())?);
+    tokenizer.with_normalizer(part::<Option<NormalizerWrapper>>(pre.normalizer_json())?).map_err(inconsistent)?;
     tokenizer.with_pre_tokenizer(part::<Option<PreTokenizerWrapper>>(pre.pre_tokenizer_json())?);
     let decoder = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
     tokenizer.with_decoder(part::<Option<DecoderWrapper>>(decoder)?);
@@ -166,8 +166,7 @@ fn sentence_piece(metadata: &Metadata, tokens: &[String], types: Option<&[u64]>)
     if let Some(unknown) = unknown {
         builder = builder.unk_token(unknown);
     }
-    let bpe =
-        builder.build().map_err(|e| Error::model(format!("the tokenizer in the metadata is inconsistent: {e}")))?;
+    let bpe = builder.build().map_err(inconsistent)?;
     let prefix = match metadata.get("tokenizer.ggml.add_space_prefix") {
         None => true,
         Some(Value::Bool(prefix)) => *prefix,
@@ -186,7 +185,7 @@ fn sentence_piece(metadata: &Metadata, tokens: &[String], types: Option<&[u64]>)
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
     let normalizer = json!({ "type": "Sequence", "normalizers": normalizers });
-    tokenizer.with_normalizer(part::<Option<NormalizerWrapper>>(normalizer)?);
+    tokenizer.with_normalizer(part::<Option<NormalizerWrapper>>(normalizer)?).map_err(inconsistent)?;
     tokenizer.with_decoder(part::<Option<DecoderWrapper>>(json!({ "type": "Sequence", "decoders": decoders }))?);
     Ok((tokenizer, true))
 }
@@ -230,6 +229,10 @@ fn vocabulary(tokens: &[String]) -> Vocab {
 /// A part of a tokenizer from its JSON form, which this file wrote.
 fn part<T: serde::de::DeserializeOwned>(json: Json) -> Result<T> {
     serde_json::from_value(json).map_err(|e| Error::internal(format!("tokenizer part: {e}")))
+}
+
+fn inconsistent(error: tokenizers::Error) -> Error {
+    Error::model(format!("the tokenizer in the metadata is inconsistent: {error}"))
 }
 
 fn strings(metadata: &Metadata, key: &str) -> Result<Option<Vec<String>>> {
