@@ -32,7 +32,8 @@ pub fn binary() -> &'static Path {
         if built.is_none() || built < newest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../host")) {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let mut build = Command::new(cargo);
-            build.args(["build", "-p", "liftplan-cli"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+            // The whole workspace, since one crate alone would have its dependencies built anew with other features.
+            build.args(["build", "--workspace", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));
             if profile.ends_with("release") {
                 build.arg("--release");
             }
