@@ -5,7 +5,9 @@
 //! [`Dataset`]s, the examples and a report on every row that was left out; [`Sampler`], which says what each optimiser
 //! step trains on; [`collate`], which lays examples into a batch; [`Preview`], which shows them to a person.
 //!
-//!     read → format (wording) → template → mask → encode → load → splits → sampler → collate
+//! ```text
+//! read → format (wording) → template → mask → encode → load → splits → sampler → collate
+//! ```
 
 mod ask;
 mod collate;

@@ -3,7 +3,9 @@
 //! In: a reference, which is a Hugging Face directory, a GGUF file, or a hub id. Out: a [`BaseModel`], the same whatever
 //! it came from. Opening maps files and reads their headers; a tensor is read when it is asked for.
 //!
-//!     reference → files → config.json → spec → expected tensors → checked against the files → inventory
+//! ```text
+//! reference → files → config.json → spec → expected tensors → checked against the files → inventory
+//! ```
 
 pub mod arch;
 mod check;
