@@ -141,3 +141,14 @@ fn the_same_run_twice_gives_the_same_bits() {
     assert_eq!(case.numbers("once"), case.numbers("twice"));
     assert!(case.tensors("once") == case.tensors("twice"));
 }
+
+#[test]
+fn a_run_that_ended_before_its_first_checkpoint_starts_again() {
+    let case = Case::new("[policy]\nname = \"lora\"\n[train]\nsteps = 12\nbatch_size = 6");
+    case.train("whole", false, None);
+    let (tensors, numbers) = (case.tensors("whole"), case.numbers("whole"));
+    fs::remove_dir_all(case.out("whole").join("checkpoints")).unwrap();
+    case.train("whole", true, None);
+    assert_eq!(case.numbers("whole"), numbers);
+    assert!(case.tensors("whole") == tensors);
+}

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use liftplan_engine::rng::philox;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -119,20 +120,10 @@ pub struct Moment<'a> {
 impl Moment<'_> {
     /// The `draw`-th random number of this pick: 64 bits that depend on nothing but seed, step and `draw`.
     pub fn random(&self, draw: u64) -> u64 {
-        let mut bits = self.view.seed;
-        for part in [self.step, draw] {
-            bits = splitmix(bits ^ splitmix(part));
-        }
-        bits
+        let counter = [draw as u32, (draw >> 32) as u32, self.step as u32, (self.step >> 32) as u32];
+        let [low, high, ..] = philox(self.view.seed, counter);
+        u64::from(low) | u64::from(high) << 32
     }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): one step of a generator whose every output is well mixed.
-fn splitmix(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// The built-in policies.

@@ -67,11 +67,13 @@ impl Directory {
         let lock = RunLock::acquire(&self.path)?;
         let store = Store::of(&self.path);
         store.recover(&lock)?;
-        if !self.resume {
+        // A run that ended before its first checkpoint has nothing to go on from: it starts again.
+        let resume = self.resume && store.latest()?.is_some();
+        if !resume {
             plan::file::write(&prepared.plan, &self.path.join(PLAN))?;
             // Last, since its presence is what makes the directory a run.
             write_atomically(&self.path.join(CONFIG), config.to_toml()?.as_bytes())?;
         }
-        Ok(Claimed { path: self.path, store, resume: self.resume, _lock: lock })
+        Ok(Claimed { path: self.path, store, resume, _lock: lock })
     }
 }
