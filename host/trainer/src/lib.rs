@@ -1,4 +1,4 @@
-//! Liftplan, the library: configuration → inventory → policy → plan → training → checkpoint → export → report.
+//! Liftplan, the library: configuration → inventory → statistics → policy → plan → training → checkpoint → export → report.
 //!
 //! The modules stand in the order in which data flows through them, and none reaches back. [`plan::Plan`] is the
 //! only thing that passes from a policy to training.
@@ -6,6 +6,7 @@
 pub mod config;
 pub mod data;
 pub mod model;
+pub mod stats;
 pub mod plan;
 pub mod policy;
 pub mod train;
