@@ -6,6 +6,7 @@ use liftplan::config::Config;
 use liftplan::model::{self, BaseModel};
 use liftplan::plan::Plan;
 use liftplan::report::Silent;
+use liftplan::stats::ModelStatistics;
 use liftplan::train::{Stepper, build};
 use liftplan::{Result, policy};
 
@@ -37,7 +38,7 @@ pub fn config(path: &Path, tables: &str) -> Result<Config> {
 /// # Errors
 /// Those of the policy and of the reading of weights.
 pub fn stepper(base: &BaseModel, config: &Config) -> Result<(Plan, Stepper)> {
-    let plan = policy::plan(config, &base.inventory)?;
+    let plan = policy::plan(config, &base.inventory, &ModelStatistics::new(base, &mut Silent))?;
     let decoder = build(base, &plan, config.seed, &mut Silent)?;
     let stepper = Stepper::new(decoder, &plan, config);
     Ok((plan, stepper))

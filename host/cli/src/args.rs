@@ -35,6 +35,8 @@ pub struct Args {
 pub enum Command {
     /// Show a model's tensors, their sizes, and what each built-in method would train in it.
     Inspect(Inspect),
+    /// Rank a model's weights by statistics of their singular values, as Spectrum does.
+    Scan(Scan),
     /// Show the plan that a configuration makes, without training.
     Plan(Plan),
     /// Train by a configuration, and write a run: its plan, its measurements, its checkpoints.
@@ -66,6 +68,26 @@ pub struct Configured {
 pub struct Inspect {
     /// A Hugging Face directory, a .gguf file, or a hub id such as org/name.
     pub model: String,
+}
+
+/// `scan`.
+#[derive(Debug, ClapArgs)]
+pub struct Scan {
+    /// A Hugging Face directory, a .gguf file, or a hub id such as org/name.
+    pub model: String,
+    /// `table`: each role, best first; `heat`: blocks × roles in the terminal; `svg`: the same as a picture; `yaml`:
+    /// Spectrum's list of what to unfreeze; `json`: Spectrum's scores.
+    #[arg(long, default_value = "table")]
+    pub format: liftplan::stats::Format,
+    /// What to rank by: snr, spectral_norm, nuclear_norm, stable_rank or effective_rank.
+    #[arg(long, default_value = "snr")]
+    pub statistic: liftplan::stats::Statistic,
+    /// How many of each role count as its top, in percent, rounded down.
+    #[arg(long, value_name = "P", default_value_t = 25.0)]
+    pub percent: f64,
+    /// Write the result to this file instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// `plan`.

@@ -27,8 +27,10 @@ pub fn run(args: &Inspect, output: &Output) -> Result<()> {
     let mut progress = Progress::new();
     let model = model::open(&args.model, &here()?, &mut progress)?;
     drop(progress);
+    // Opening a model reads no weights, and policies that rank by them have `scan`.
     let methods = policy::built_in()
         .iter()
+        .filter(|policy| !policy.reads_weights())
         .map(|policy| {
             Ok(policy::plan_by_default(policy.as_ref(), &model.inventory, Weights::F32)?.summary(&model.inventory))
         })

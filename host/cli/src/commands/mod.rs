@@ -18,12 +18,14 @@ mod export;
 mod generate;
 mod inspect;
 mod plan;
+mod scan;
 mod train;
 
 /// Does what the arguments say.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     match args.command {
         Command::Inspect(args) => inspect::run(&args, output),
+        Command::Scan(args) => scan::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Train(args) => train::run(&args, output),
         Command::Data(args) => data::run(&args, output),

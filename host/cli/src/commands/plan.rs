@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use liftplan::stats::ModelStatistics;
 use liftplan::{model, plan, policy};
 
 use super::configuration;
@@ -16,8 +17,8 @@ pub fn run(args: &Plan, output: &Output) -> Result<()> {
     policy::check(&config)?;
     let mut progress = Progress::new();
     let model = model::open(&config.model, Path::new(""), &mut progress)?;
+    let plan = policy::plan(&config, &model.inventory, &ModelStatistics::new(&model, &mut progress))?;
     drop(progress);
-    let plan = policy::plan(&config, &model.inventory)?;
     if let Some(path) = &args.out {
         plan::file::write(&plan, path)?;
     }

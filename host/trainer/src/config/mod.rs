@@ -75,7 +75,7 @@ pub enum Device {
 /// Which policy makes the plan. Everything in `[policy]` beside `name` is the policy's own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyConfig {
-    /// The policy's name, `lora` or `full`. Required.
+    /// The policy's name, `lora`, `full` or `spectrum`. Required.
     pub name: String,
     /// The policy's settings, checked by the policy (see [`crate::policy`]).
     #[serde(flatten)]

@@ -46,7 +46,7 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         seed,
         device: written.device.unwrap_or(Device::Cpu),
         data,
-        policy: policy(written.policy)?,
+        policy: policy(written.policy, directory)?,
         schedule: schedule(written.schedule, &train)?,
         train,
         optimizer: optimizer(written.optimizer)?,
@@ -88,11 +88,19 @@ fn normal(path: &Path) -> PathBuf {
     clean
 }
 
-fn policy(written: Option<Map<String, Value>>) -> Result<PolicyConfig> {
+/// Settings of policies that can name a file.
+const POLICY_FILES: [&str; 2] = ["scores", "unfrozen"];
+
+fn policy(written: Option<Map<String, Value>>, directory: &Path) -> Result<PolicyConfig> {
     let missing = || {
         Error::config("`policy.name` is missing").help("add a section [policy] with name = \"lora\" or name = \"full\"")
     };
     let mut settings = written.ok_or_else(missing)?;
+    for name in POLICY_FILES {
+        if let Some(Value::String(file)) = settings.get_mut(name) {
+            *file = normal(&directory.join(&*file)).display().to_string();
+        }
+    }
     match settings.shift_remove("name").ok_or_else(missing)? {
         Value::String(name) => Ok(PolicyConfig { name, settings }),
         other => Err(Error::config(format!("`policy.name` must be a string, not {other}"))),

@@ -5,6 +5,7 @@
 //! call. [`plan`] is the whole way from a configuration to a [`Plan`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use liftplan_engine::rng::philox;
 use serde::Serialize;
@@ -13,11 +14,14 @@ use serde_json::{Map, Value};
 use crate::config::{Config, PolicyConfig, Weights, suggest};
 use crate::model::inventory::{Inventory, TensorInfo};
 use crate::plan::{Origin, Plan, PlanBuilder, Storage, Treatment};
+use crate::stats::{NoStatistics, Statistics};
 use crate::{Error, Result};
 
 mod full;
 mod lora;
 pub mod select;
+mod spectrum;
+mod spectrum_source;
 
 /// What makes a plan.
 pub trait Policy {
@@ -27,6 +31,11 @@ pub trait Policy {
     /// Checks the settings, which are a JSON object, and fills in every default. Messages begin with the setting's
     /// path in backquotes (`` `policy.rank` ``), which becomes file and line.
     fn resolve(&self, settings: &Value) -> Result<Value>;
+
+    /// Whether it ranks by statistics of the weights, so that an inventory alone makes no plan.
+    fn reads_weights(&self) -> bool {
+        false
+    }
 
     /// Makes the first plan, from settings that [`Policy::resolve`] returned.
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()>;
@@ -60,16 +69,30 @@ pub struct SettingInfo {
     pub about: String,
 }
 
-/// What a policy may know of the model: everything but the weights.
+/// What a policy may know of the model: everything but the weights, of which it can ask for statistics.
 pub struct ModelView<'a> {
     inventory: &'a Inventory,
+    statistics: &'a dyn Statistics,
     seed: u64,
 }
 
 impl<'a> ModelView<'a> {
-    /// A view of the model with `inventory`, for a run with `seed`.
+    /// A view of the model with `inventory`, for a run with `seed`. Asked for a statistic, it answers with an error.
     pub fn new(inventory: &'a Inventory, seed: u64) -> Self {
-        Self { inventory, seed }
+        Self { inventory, statistics: &NoStatistics, seed }
+    }
+
+    /// The same view, with statistics of the weights.
+    pub fn with_statistics(self, statistics: &'a dyn Statistics) -> Self {
+        Self { statistics, ..self }
+    }
+
+    /// The singular values of each of these two-dimensional weights, descending; computed when asked for, and kept.
+    ///
+    /// # Errors
+    /// As [`Statistics::singular_values`].
+    pub fn singular_values(&self, tensors: &[&TensorInfo]) -> Result<Vec<Arc<[f64]>>> {
+        self.statistics.singular_values(tensors)
     }
 
     /// The family's name.
@@ -128,7 +151,7 @@ impl Moment<'_> {
 
 /// The built-in policies.
 pub fn built_in() -> Vec<Box<dyn Policy>> {
-    vec![Box::new(lora::Lora), Box::new(full::Full)]
+    vec![Box::new(lora::Lora), Box::new(full::Full), Box::new(spectrum::Spectrum)]
 }
 
 /// The policy called `name`.
@@ -161,7 +184,7 @@ pub fn check(config: &Config) -> Result<()> {
     prepare(&config.policy).map(|_| ()).map_err(|error| config.locate(error))
 }
 
-/// The plan that `policy` makes with its default settings.
+/// The plan that `policy` makes with its default settings. The policy must not need statistics of the weights.
 pub fn plan_by_default(policy: &dyn Policy, inventory: &Inventory, weights: Weights) -> Result<Plan> {
     let info = policy.describe();
     let settings = policy.resolve(&Value::Object(Map::new()))?;
@@ -178,16 +201,18 @@ pub fn storage_of(weights: Weights) -> Storage {
     }
 }
 
-/// Makes the plan that `config` asks for, for the model with `inventory`. Errors name file and line where they can.
-pub fn plan(config: &Config, inventory: &Inventory) -> Result<Plan> {
-    make(config, inventory).map_err(|error| config.locate(error))
+/// Makes the plan that `config` asks for, for the model with `inventory`, whose weights have these `statistics`. Errors
+/// name file and line where they can.
+pub fn plan(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Plan> {
+    make(config, inventory, statistics).map_err(|error| config.locate(error))
 }
 
-fn make(config: &Config, inventory: &Inventory) -> Result<Plan> {
+fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Plan> {
     let (policy, settings) = prepare(&config.policy)?;
     let info = policy.describe();
     let mut builder = PlanBuilder::new(inventory, storage_of(config.train.weights));
-    policy.make_plan(&settings, &ModelView::new(inventory, config.seed), &mut builder)?;
+    let view = ModelView::new(inventory, config.seed).with_statistics(statistics);
+    policy.make_plan(&settings, &view, &mut builder)?;
     let plan = builder.build(Origin { policy: info.name, version: info.version, settings })?;
     let rounds = |entry: &crate::plan::Entry| entry.treatment == Treatment::Train && entry.storage == Storage::Bf16;
     if config.train.bf16_update.is_some() && plan.picks.is_empty() && !plan.entries.iter().any(rounds) {
@@ -229,3 +254,5 @@ fn read_settings<T: serde::de::DeserializeOwned>(policy: &str, settings: &Value)
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod spectrum_tests;

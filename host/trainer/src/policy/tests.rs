@@ -9,7 +9,7 @@ use crate::plan::tests::inventory;
 fn plan_of(lines: &str, tied: bool) -> Result<Plan> {
     let text = format!("model = \"m\"\n[data]\ntrain = \"a.jsonl\"\n[policy]\n{lines}\n");
     let config = Config::parse(&text, Path::new("/here/c.toml"), "c.toml", &[])?;
-    plan(&config, &inventory(3, tied))
+    plan(&config, &inventory(3, tied), &NoStatistics)
 }
 
 #[track_caller]
@@ -100,7 +100,7 @@ fn full_trains_everything_or_what_is_chosen() {
 fn bad_settings_are_refused_with_the_place() {
     refused(
         "name = \"lroa\"",
-        "c.toml:5: `policy.name`: there is no policy \"lroa\"\n  help: did you mean \"lora\"? There are lora and full",
+        "c.toml:5: `policy.name`: there is no policy \"lroa\"\n  help: did you mean \"lora\"? There are lora, full and spectrum",
         2,
     );
     refused(

@@ -16,7 +16,7 @@ pub mod spectrum_files;
 
 pub use cache::Cache;
 pub use ranking::{kept, order};
-pub use scan::{Format, Row, Scan, scan};
+pub use scan::{Format, Row, Scan, scan, write_scan};
 pub use score::{Statistic, quantile, round_score, snr};
 pub use singular::singular_values;
 pub use source::{ModelStatistics, NoStatistics, Statistics};

@@ -1,6 +1,7 @@
 //! A model's ranking, for people and for other programs: what `liftplan scan` shows.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -87,8 +88,7 @@ pub fn scan(inventory: &Inventory, statistics: &dyn Statistics, statistic: Stati
     let mut roles: Vec<String> = Vec::new();
     for (info, values) in infos.iter().zip(&values) {
         let [rows_, cols] = info.shape[..] else { continue };
-        let score =
-            statistic.of(values, rows_, cols).map_err(|error| error.at(format!("tensor `{}`", info.name)))?;
+        let score = statistic.of(values, rows_, cols).map_err(|error| error.at(format!("tensor `{}`", info.name)))?;
         if !roles.contains(&info.role) {
             roles.push(info.role.clone());
         }
@@ -114,6 +114,15 @@ pub fn scan(inventory: &Inventory, statistics: &dyn Statistics, statistic: Stati
     Ok(Scan { statistic, percent, blocks: inventory.blocks, roles, rows: ranked })
 }
 
+/// Writes a scan's text to `file`, all or nothing.
+///
+/// # Errors
+/// The file can't be written.
+pub fn write_scan(file: &Path, text: &str) -> Result<()> {
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    crate::files::write_atomically(file, format!("{text}{end}").as_bytes())
+}
+
 /// Shades from the lowest score of a role to its highest.
 const SHADES: [&str; 5] = ["·", "░", "▒", "▓", "█"];
 
@@ -127,6 +136,14 @@ impl Scan {
             Format::Yaml => self.yaml(),
             Format::Json => self.scores(),
         }
+    }
+
+    /// All of it, as JSON.
+    ///
+    /// # Errors
+    /// None that can happen: every score is finite.
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|error| Error::internal(format!("a scan as JSON: {error}")))
     }
 
     fn of_role<'a>(&'a self, role: &'a str) -> impl Iterator<Item = &'a Row> {

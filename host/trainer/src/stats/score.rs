@@ -64,6 +64,23 @@ impl Statistic {
     }
 }
 
+impl std::str::FromStr for Statistic {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let all = [
+            Statistic::Snr,
+            Statistic::SpectralNorm,
+            Statistic::NuclearNorm,
+            Statistic::StableRank,
+            Statistic::EffectiveRank,
+        ];
+        let names: Vec<&str> = all.iter().map(|statistic| statistic.name()).collect();
+        let found = all.into_iter().find(|statistic| statistic.name() == text);
+        found.ok_or_else(|| format!("it can be {}", crate::config::suggest::list(&names)))
+    }
+}
+
 /// Spectrum's signal-to-noise ratio (arXiv 2406.06623) of a `[rows, cols]` matrix with these singular values, descending,
 /// exactly as its script has it: sigma = (q75 − q25) / 1.349, threshold = sigma · (1 + √β) with β = shorter over longer
 /// side, and the sum of the values above the threshold over the sum of the others, over the largest value.

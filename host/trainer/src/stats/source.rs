@@ -150,7 +150,8 @@ fn one(
     if let Some(values) = cache.get(&key, rows.min(cols)) {
         return Ok(values);
     }
-    let values = singular_values(elements, rows, cols, par).map_err(|error| error.at(format!("tensor `{}`", info.name)))?;
+    let values =
+        singular_values(elements, rows, cols, par).map_err(|error| error.at(format!("tensor `{}`", info.name)))?;
     if cache.put(&key, &values).is_err() {
         unwritten.store(true, Ordering::Relaxed);
     }

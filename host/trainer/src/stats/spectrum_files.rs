@@ -166,8 +166,7 @@ fn with_infinities_quoted(text: &str) -> String {
 
 /// Scores in the first kind of JSON: layer, type and score.
 pub fn write_scores(layers: &[(String, String, f64)]) -> String {
-    let entry =
-        |(layer, kind, score): &(String, String, f64)| (layer.clone(), json!({ "snr": score, "type": kind }));
+    let entry = |(layer, kind, score): &(String, String, f64)| (layer.clone(), json!({ "snr": score, "type": kind }));
     let object: Map<String, Value> = layers.iter().map(entry).collect();
     // An object of strings and finite numbers always has a text.
     format!("{}\n", serde_json::to_string_pretty(&object).unwrap_or_default())

@@ -49,7 +49,8 @@ fn agree(found: &[f64], expected: &[f64], tolerance: f64) {
 
 #[test]
 fn singular_values_agree_with_a_decomposition_of_the_matrix_itself() {
-    for (rows, cols) in [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (40, 40), (300, 64), (64, 300), (257, 256), (33, 700)] {
+    for (rows, cols) in [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (40, 40), (300, 64), (64, 300), (257, 256), (33, 700)]
+    {
         let elements = random(rows, cols, 3);
         let expected = directly(&elements, rows, cols);
         for par in [Par::Seq, Par::rayon(2)] {
@@ -185,7 +186,10 @@ mod files {
     #[test]
     fn yaml_goes_round() {
         let groups = vec![
-            ("mlp.up_proj".to_string(), vec!["model.layers.1.mlp.up_proj".to_string(), "model.layers.0.mlp.up_proj".into()]),
+            (
+                "mlp.up_proj".to_string(),
+                vec!["model.layers.1.mlp.up_proj".to_string(), "model.layers.0.mlp.up_proj".into()],
+            ),
             ("self_attn.q_proj".to_string(), vec!["model.layers.3.self_attn.q_proj".to_string()]),
         ];
         let text = write_unfrozen(&groups);
@@ -207,7 +211,10 @@ mod files {
         for (text, expected) in [
             ("", "there is no list `unfrozen_parameters` in it"),
             ("unfrozen_parameters:\n# a\n", "its list `unfrozen_parameters` is empty"),
-            ("base_model: x\nunfrozen_parameters:\n- a\n", "line 1: expected `unfrozen_parameters:`, found `base_model: x`"),
+            (
+                "base_model: x\nunfrozen_parameters:\n- a\n",
+                "line 1: expected `unfrozen_parameters:`, found `base_model: x`",
+            ),
             ("unfrozen_parameters:\n- a\nother: 1\n", "line 3: expected an entry, `- NAME`, found `other: 1`"),
             ("unfrozen_parameters: [a]\n", "line 1: `unfrozen_parameters` must be a list with an entry a line"),
             ("unfrozen_parameters:\n- a\n  - b\n", "line 3: this entry is not indented as the first one is"),
@@ -279,12 +286,8 @@ fn a_scan_ranks_shows_and_goes_on_from_its_cache() {
     let cache = Cache::in_directory(dir.path());
     let run = |cache: Option<Cache>| {
         let mut progress = Progress::default();
-        let found = scan(
-            &base.inventory,
-            &ModelStatistics::with_cache(&base, cache, &mut progress),
-            Statistic::Snr,
-            50.0,
-        );
+        let found =
+            scan(&base.inventory, &ModelStatistics::with_cache(&base, cache, &mut progress), Statistic::Snr, 50.0);
         (found.unwrap(), progress)
     };
     let (first, progress) = run(Some(cache.clone()));

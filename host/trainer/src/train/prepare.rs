@@ -16,6 +16,7 @@ use crate::model::{self, BaseModel};
 use crate::plan::{Entry, Origin, Picks, Plan, Storage, Treatment};
 use crate::policy;
 use crate::report::{Event, Hashes, Observer, PhaseSeconds};
+use crate::stats::ModelStatistics;
 use crate::{Error, Result};
 
 /// Everything that was read and decided.
@@ -41,7 +42,7 @@ pub(super) fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Pr
 
     let started = Instant::now();
     observer.on(&Event::Phase("planning"));
-    let plan = policy::plan(config, &base.inventory)?;
+    let plan = policy::plan(config, &base.inventory, &ModelStatistics::new(&base, observer))?;
     if !plan.picks.is_empty() {
         return Err(Error::plan(format!("policy `{}` revises its plan while training", plan.origin.policy))
             .help("this version carries out plans that stay as they are"));
