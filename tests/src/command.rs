@@ -66,6 +66,8 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
         .current_dir(folder)
         .stdin(Stdio::null())
         .env("HF_HOME", folder.join(".no-cache"))
+        // Empty: singular values are not kept.
+        .env("LIFTPLAN_CACHE", "")
         // A port that nothing listens on.
         .env("HF_ENDPOINT", "http://127.0.0.1:9")
         .env_remove("HF_TOKEN")

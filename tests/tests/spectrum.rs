@@ -4,17 +4,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use liftplan::config::Config;
 use liftplan::model::inventory::Kind;
 use liftplan::plan::{self, Plan};
 use liftplan::report::{Record, Silent, metrics};
 use liftplan::stats::{Cache, ModelStatistics, Statistic, scan};
-use liftplan::train::{self, RunOptions};
+use liftplan_tests::command::{Ran, liftplan};
 use liftplan_tests::golden::folder;
 use liftplan_tests::{setup, smollm2};
 use serde::Deserialize;
+use serde_json::Value;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -58,6 +57,49 @@ fn smollm2_is_ranked_as_numpy_ranks_it() {
     }
 }
 
+#[track_caller]
+fn done(folder: &Path, arguments: &[&str]) -> Ran {
+    let ran = liftplan(folder, arguments);
+    assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.stderr);
+    ran
+}
+
+#[test]
+fn what_scan_writes_spectrum_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = folder().join("families/qwen2/model").canonicalize().unwrap();
+    let model = model.to_str().unwrap();
+    let config = format!("model = {model:?}\n[data]\ntrain = \"rows.jsonl\"\n[policy]\nname = \"spectrum\"\n");
+    fs::write(dir.path().join("c.toml"), config).unwrap();
+    let trained = |settings: &[&str]| -> (Vec<String>, Plan) {
+        let mut arguments = vec!["plan", "c.toml", "--out", "plan.json"];
+        settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
+        done(dir.path(), &arguments);
+        let plan = plan::file::read(&dir.path().join("plan.json")).unwrap();
+        (plan.trained().map(|entry| entry.tensor.clone()).collect(), plan)
+    };
+    let (chosen, computed) = trained(&["policy.percent=50"]);
+    assert!(!chosen.is_empty() && chosen.iter().any(|name| name.ends_with(".bias")));
+
+    let found: Value = serde_json::from_str(&done(dir.path(), &["scan", model, "--json"]).stdout).unwrap();
+    let rows = found["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), computed.scores.len());
+    assert!(
+        rows.iter().all(|row| row["score"].as_f64() == computed.scores.get(row["tensor"].as_str().unwrap()).copied())
+    );
+
+    done(dir.path(), &["scan", model, "--percent", "50", "--format", "yaml", "--out", "unfrozen.yaml"]);
+    assert_eq!(trained(&["policy.unfrozen=unfrozen.yaml"]).0, chosen);
+    done(dir.path(), &["scan", model, "--format", "json", "--out", "scores.json"]);
+    assert_eq!(trained(&["policy.scores=scores.json", "policy.percent=50"]).0, chosen);
+
+    assert!(done(dir.path(), &["scan", model]).stdout.contains("q_proj: "));
+    assert!(done(dir.path(), &["scan", model, "--format", "heat"]).stdout.contains('█'));
+    assert!(done(dir.path(), &["scan", model, "--format", "svg"]).stdout.starts_with("<svg "));
+    assert_eq!(liftplan(dir.path(), &["scan", model, "--format", "picture"]).code, Some(2));
+    assert_eq!(liftplan(dir.path(), &["scan", model, "--percent", "101"]).code, Some(2));
+}
+
 #[test]
 fn the_chosen_weights_train_and_no_others() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -69,10 +111,9 @@ fn the_chosen_weights_train_and_no_others() {
         root.join("examples/models/tiny"),
         root.join("examples/data/tickets/train.jsonl"),
     );
-    let config = Config::parse(&text, &dir.path().join("c.toml"), "c.toml", &[]).unwrap();
+    fs::write(dir.path().join("c.toml"), text).unwrap();
     let run = dir.path().join("run");
-    let options = RunOptions { out: Some(run.clone()), resume: false, stop: Arc::default() };
-    train::run(&config, &options, &mut Silent).unwrap();
+    done(dir.path(), &["train", "c.toml"]);
 
     let plan: Plan = plan::file::read(&run.join("plan.json")).unwrap();
     let base = setup::open(&root.join("examples/models/tiny")).unwrap();
