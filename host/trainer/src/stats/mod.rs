@@ -3,7 +3,9 @@
 //! In: a [`BaseModel`](crate::model::BaseModel), tensor by tensor, and the user's cache. Out: singular values, and the
 //! numbers made of them ([`Statistic`]), rankings of them, and what `liftplan scan` shows.
 //!
-//!     weights → singular values (cached by content) → score → ranking → the top percent of each role
+//! ```text
+//! weights → singular values (cached by content) → score → ranking → the top percent of each role
+//! ```
 
 mod cache;
 mod golub_kahan;

@@ -2,11 +2,13 @@
 //!
 //! The YAML is a list of regular expressions that are matched at the beginning of a parameter's name:
 //!
-//!     unfrozen_parameters:
-//!     - ^lm_head.weight$
-//!     - ^model.embed_tokens.weight$
-//!     # mlp.down_proj layers
-//!     - model.layers.1.mlp.down_proj
+//! ```yaml
+//! unfrozen_parameters:
+//! - ^lm_head.weight$
+//! - ^model.embed_tokens.weight$
+//! # mlp.down_proj layers
+//! - model.layers.1.mlp.down_proj
+//! ```
 //!
 //! The JSON is either `{LAYER: {"snr": NUMBER, "type": TYPE}}`, or the sorted `{TYPE: {LAYER: NUMBER}}`; Python writes
 //! `Infinity` into it, which JSON hasn't.
