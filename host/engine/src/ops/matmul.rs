@@ -23,27 +23,40 @@ impl From<Into> for Accum {
     }
 }
 
-/// Wide products are cut into pieces of this many columns: the kernels lose a quarter of their rate beyond
-/// (512 × 576 × 49152: 150 GFLOP/s whole, 203 in pieces, on a machine whose best is 215).
-const COLUMNS_EACH: usize = 1536;
+/// A piece of a product is at most this wide: the kernels lose a quarter of their rate beyond.
+const PIECE_COLUMNS: usize = 1536;
+/// And has at most so many elements, or this many multiplications once it is down to half of that.
+const PIECE_LEN: usize = 1 << 16;
+const PIECE_MULTIPLICATIONS: usize = 1 << 27;
 
-/// Products below this many multiplications are done on one core.
-const MIN_PARALLEL_MULTIPLICATIONS: usize = 1 << 18;
-
-fn parallelism(m: usize, n: usize, k: usize) -> Par {
-    if m * n * k < MIN_PARALLEL_MULTIPLICATIONS { Par::Seq } else { Par::rayon(0) }
+/// `c (+)= alpha · a · b`, in pieces of the output that the cores share.
+///
+/// The kernels could share a product among threads of their own, which wait for each other by spinning: where a core
+/// has anything else to do, they lose half of their rate. Pieces depend on the shape alone, not on the number of cores.
+fn product(into: Into, c: MatMut<'_, f32>, alpha: f32, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
+    let (m, n, k) = (c.nrows(), c.ncols(), a.ncols());
+    let long = m * n * k > PIECE_MULTIPLICATIONS && m * n > PIECE_LEN / 2;
+    if n <= PIECE_COLUMNS && m * n <= PIECE_LEN && !long {
+        return matmul(c, into.into(), a, b, alpha, Par::Seq);
+    }
+    // Whole tiles of the kernels on one side.
+    let middle = |len: usize| (len / 2).next_multiple_of(32);
+    if n >= m {
+        let (c_left, c_right) = c.split_at_col_mut(middle(n));
+        let (b_left, b_right) = b.split_at_col(middle(n));
+        rayon::join(|| product(into, c_left, alpha, a, b_left), || product(into, c_right, alpha, a, b_right));
+    } else {
+        let (c_top, c_bottom) = c.split_at_row_mut(middle(m));
+        let (a_top, a_bottom) = a.split_at_row(middle(m));
+        rayon::join(|| product(into, c_top, alpha, a_top, b), || product(into, c_bottom, alpha, a_bottom, b));
+    }
 }
 
 /// `c[m, n] (+)= alpha · a[m, k] · b[n, k]ᵀ`: a linear layer's forward pass.
 pub fn nt(into: Into, c: &mut [f32], alpha: f32, a: &[f32], b: &[f32], [m, n, k]: [usize; 3]) {
     let a = MatRef::from_row_major_slice(a, m, k);
-    let mut c = MatMut::from_row_major_slice_mut(c, m, n);
-    for start in (0..n).step_by(COLUMNS_EACH) {
-        let width = COLUMNS_EACH.min(n - start);
-        let b = MatRef::from_row_major_slice(&b[start * k..(start + width) * k], width, k).transpose();
-        let c = c.as_mut().subcols_mut(start, width);
-        matmul(c, Accum::from(into), a, b, alpha, parallelism(m, width, k));
-    }
+    let b = MatRef::from_row_major_slice(b, n, k).transpose();
+    product(into, MatMut::from_row_major_slice_mut(c, m, n), alpha, a, b);
 }
 
 /// `c[m, n] (+)= alpha · a[m, k] · b[k, n]`: the gradient of a linear layer's input.
@@ -51,7 +64,7 @@ pub fn nn(into: Into, c: &mut [f32], alpha: f32, a: &[f32], b: &[f32], [m, n, k]
     let a = MatRef::from_row_major_slice(a, m, k);
     let b = MatRef::from_row_major_slice(b, k, n);
     let c = MatMut::from_row_major_slice_mut(c, m, n);
-    matmul(c, Accum::from(into), a, b, alpha, parallelism(m, n, k));
+    product(into, c, alpha, a, b);
 }
 
 /// `c[m, n] (+)= alpha · a[k, m]ᵀ · b[k, n]`: the gradient of a linear layer's weight.
@@ -59,5 +72,5 @@ pub fn tn(into: Into, c: &mut [f32], alpha: f32, a: &[f32], b: &[f32], [m, n, k]
     let a = MatRef::from_row_major_slice(a, k, m).transpose();
     let b = MatRef::from_row_major_slice(b, k, n);
     let c = MatMut::from_row_major_slice_mut(c, m, n);
-    matmul(c, Accum::from(into), a, b, alpha, parallelism(m, n, k));
+    product(into, c, alpha, a, b);
 }
