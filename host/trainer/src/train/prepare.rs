@@ -107,6 +107,7 @@ pub struct Reopened {
 /// When it can't be opened or read.
 pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observer) -> Result<Reopened> {
     let base = model::open(reference, relative_to, observer)?;
+    observer.on(&Event::Phase("loading the weights"));
     let decoder = build(&base, &untouched(&base, Storage::F32), 0, observer)?;
     Ok(Reopened { base, decoder, config: None, step: None })
 }
@@ -117,6 +118,7 @@ pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observ
 /// When there is no such run or checkpoint, or the model is not the one it was trained from.
 pub fn reopen(run: &Path, step: Option<u64>, observer: &mut dyn Observer) -> Result<Reopened> {
     let Source { config, base, plan, checkpoint, .. } = Source::open(run, step, observer)?;
+    observer.on(&Event::Phase("loading the weights"));
     let mut decoder = build(&base, &plan, config.seed, observer)?;
     trainable::load(&mut decoder, &checkpoint.trainable)?;
     for param in decoder.params_mut() {
