@@ -31,6 +31,47 @@ pub enum EngineError {
         /// `NaN`, `inf` or `-inf`.
         value: f64,
     },
+    /// A library of the GPU path that cannot be opened.
+    #[error("{name} cannot be opened: {help}")]
+    MissingLibrary {
+        /// Such as `libnvrtc`.
+        name: String,
+        /// How to get it.
+        help: String,
+    },
+    /// There is no such card.
+    #[error("there is no cuda:{ordinal}: this machine has {count} usable GPU{}", if *.count == 1 { "" } else { "s" })]
+    NoSuchDevice {
+        /// The card asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The card or one of its libraries failed.
+    #[error("could not {doing}: {reason}")]
+    Device {
+        /// What was tried.
+        doing: String,
+        /// What the driver or the library said.
+        reason: String,
+    },
+    /// The card's memory does not suffice.
+    #[error(
+        "out of GPU memory: {:.2} GiB more are needed, {:.2} of {:.2} GiB are free",
+        gib(*.needed), gib(*.free), gib(*.total)
+    )]
+    OutOfDeviceMemory {
+        /// Bytes asked for.
+        needed: usize,
+        /// Bytes free on the card.
+        free: usize,
+        /// Bytes of the card.
+        total: usize,
+    },
+}
+
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / (1_u64 << 30) as f64
 }
 
 /// The engine's result.

@@ -11,6 +11,8 @@ pub mod adapter;
 pub mod batch;
 pub mod block;
 pub mod cache;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decoder;
 pub mod linear;
 pub mod mat;

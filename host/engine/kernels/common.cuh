@@ -1,0 +1,79 @@
+// What every kernel may use. NVRTC compiles without CUDA's headers: bf16 is `unsigned short`, converted here.
+#pragma nv_diag_suppress 177  // not every file uses every helper
+typedef unsigned short bf16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned char u8;
+
+static __device__ __forceinline__ float f32_of(bf16 x) { return __uint_as_float((u32)x << 16); }
+static __device__ __forceinline__ bf16 bf16_of(float x) {
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+// Two numbers in one word, `low` in the lower half.
+static __device__ __forceinline__ u32 bf16x2_of(float low, float high) {
+    u32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+static __device__ __forceinline__ float low_of(u32 x) { return __uint_as_float(x << 16); }
+static __device__ __forceinline__ float high_of(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+
+// Eight bf16 numbers, 16 bytes.
+struct Eight {
+    float x[8];
+};
+static __device__ __forceinline__ Eight load8(const bf16* p) {
+    uint4 w = *reinterpret_cast<const uint4*>(p);
+    return {{low_of(w.x), high_of(w.x), low_of(w.y), high_of(w.y), low_of(w.z), high_of(w.z), low_of(w.w), high_of(w.w)}};
+}
+static __device__ __forceinline__ void store8(bf16* p, const Eight& v) {
+    *reinterpret_cast<uint4*>(p) = make_uint4(bf16x2_of(v.x[0], v.x[1]), bf16x2_of(v.x[2], v.x[3]),
+                                              bf16x2_of(v.x[4], v.x[5]), bf16x2_of(v.x[6], v.x[7]));
+}
+
+static __device__ __forceinline__ float warp_sum(float x) {
+    for (int d = 16; d; d >>= 1) x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+}
+static __device__ __forceinline__ float warp_max(float x) {
+    for (int d = 16; d; d >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+}
+// The sum over a block of up to 1024 threads, given to all of them; always added in the same order.
+static __device__ __forceinline__ float block_sum(float x) {
+    __shared__ float parts[32];
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = (blockDim.x + 31) >> 5;
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane == 0) parts[warp] = x;
+    __syncthreads();
+    return warp_sum(lane < warps ? parts[lane] : 0.f);
+}
+static __device__ __forceinline__ float block_max(float x) {
+    __shared__ float parts[32];
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = (blockDim.x + 31) >> 5;
+    x = warp_max(x);
+    __syncthreads();
+    if (lane == 0) parts[warp] = x;
+    __syncthreads();
+    return warp_max(lane < warps ? parts[lane] : -__int_as_float(0x7f800000));
+}
+
+// Philox 4x32, 10 rounds: the same words as rng.rs gives for the same key and counter.
+static __device__ __forceinline__ uint4 philox(u64 key64, u32 c0, u32 c1, u32 c2, u32 c3) {
+    u32 k0 = (u32)key64, k1 = (u32)(key64 >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        u64 p0 = 0xD2511F53ull * c0, p1 = 0xCD9E8D57ull * c2;
+        u32 n0 = (u32)(p1 >> 32) ^ c1 ^ k0, n2 = (u32)(p0 >> 32) ^ c3 ^ k1;
+        c1 = (u32)p1;
+        c3 = (u32)p0;
+        c0 = n0;
+        c2 = n2;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return make_uint4(c0, c1, c2, c3);
+}

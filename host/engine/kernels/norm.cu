@@ -1,0 +1,155 @@
+// RMS norm and its gradients: y = x / sqrt(mean(x²) + eps) · w.
+//
+// Traffic: forward reads x and writes y; backward reads x, dy and the residual's gradient and writes dx: each once. The
+// root is computed again in the backward pass, where x is read anyway, so that nothing is kept.
+// One block a row; a thread holds every 256th group of eight elements: GROUPS of them in registers, columns beyond
+// 2048 · GROUPS are read twice.
+
+#ifndef GROUPS
+#define GROUPS 2
+#endif
+
+static __device__ __forceinline__ Eight load_part(const bf16* row, int at, int n) {
+    if (at + 8 <= n) return load8(row + at);
+    Eight v;
+#pragma unroll
+    for (int i = 0; i < 8; i++) v.x[i] = at + i < n ? f32_of(row[at + i]) : 0.f;
+    return v;
+}
+static __device__ __forceinline__ void store_part(bf16* row, int at, int n, const Eight& v) {
+    if (at + 8 <= n) {
+        store8(row + at, v);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (at + i < n) row[at + i] = bf16_of(v.x[i]);
+}
+static __device__ __forceinline__ Eight weights(const float* w, int at, int n) {
+    Eight v;
+#pragma unroll
+    for (int i = 0; i < 8; i++) v.x[i] = at + i < n ? w[at + i] : 0.f;
+    return v;
+}
+
+// Row i of y is row rows[i] of x, or row i without `rows`.
+extern "C" __global__ void __launch_bounds__(256) rms_norm_forward(
+    bf16* y, const bf16* x, const float* w, const int* rows, int n, int y_stride, int x_stride, float eps) {
+    const bf16* x_row = x + (u64)(rows ? rows[blockIdx.x] : blockIdx.x) * x_stride;
+    bf16* y_row = y + (u64)blockIdx.x * y_stride;
+    Eight kept[GROUPS];
+    float squares = 0.f;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        int at = (g * 256 + threadIdx.x) * 8;
+        if (at >= n) continue;
+        kept[g] = load_part(x_row, at, n);
+#pragma unroll
+        for (int i = 0; i < 8; i++) squares += kept[g].x[i] * kept[g].x[i];
+    }
+    for (int at = (GROUPS * 256 + threadIdx.x) * 8; at < n; at += 256 * 8) {
+        Eight v = load_part(x_row, at, n);
+        for (int i = 0; i < 8; i++) squares += v.x[i] * v.x[i];
+    }
+    float inverse = rsqrtf(block_sum(squares) / n + eps);
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        int at = (g * 256 + threadIdx.x) * 8;
+        if (at >= n) continue;
+        Eight s = weights(w, at, n);
+#pragma unroll
+        for (int i = 0; i < 8; i++) s.x[i] *= kept[g].x[i] * inverse;
+        store_part(y_row, at, n, s);
+    }
+    for (int at = (GROUPS * 256 + threadIdx.x) * 8; at < n; at += 256 * 8) {
+        Eight v = load_part(x_row, at, n), s = weights(w, at, n);
+        for (int i = 0; i < 8; i++) s.x[i] *= v.x[i] * inverse;
+        store_part(y_row, at, n, s);
+    }
+}
+
+// dx = residual + the gradient of x through the norm; `residual` may be null or dx itself. Row i of dy belongs to row
+// rows[i] of x and dx. inverse_rms[i] is written if it is not null.
+extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
+    bf16* dx, float* inverse_rms, const bf16* dy, const bf16* x, const float* w, const bf16* residual, const int* rows,
+    int n, int dx_stride, int dy_stride, int x_stride, int residual_stride, float eps) {
+    u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
+    const bf16 *x_row = x + row * x_stride, *dy_row = dy + (u64)blockIdx.x * dy_stride;
+    const bf16* residual_row = residual ? residual + row * residual_stride : nullptr;
+    bf16* dx_row = dx + row * dx_stride;
+    Eight kept[GROUPS], grad[GROUPS];
+    float squares = 0.f, along = 0.f;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        int at = (g * 256 + threadIdx.x) * 8;
+        if (at >= n) continue;
+        kept[g] = load_part(x_row, at, n);
+        grad[g] = load_part(dy_row, at, n);
+        Eight s = weights(w, at, n);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            squares += kept[g].x[i] * kept[g].x[i];
+            grad[g].x[i] *= s.x[i];
+            along += grad[g].x[i] * kept[g].x[i];
+        }
+    }
+    for (int at = (GROUPS * 256 + threadIdx.x) * 8; at < n; at += 256 * 8) {
+        Eight v = load_part(x_row, at, n), d = load_part(dy_row, at, n), s = weights(w, at, n);
+        for (int i = 0; i < 8; i++) squares += v.x[i] * v.x[i], along += d.x[i] * s.x[i] * v.x[i];
+    }
+    float inverse = rsqrtf(block_sum(squares) / n + eps);
+    along = block_sum(along) * inverse * inverse * inverse / n;
+    if (inverse_rms && threadIdx.x == 0) inverse_rms[blockIdx.x] = inverse;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        int at = (g * 256 + threadIdx.x) * 8;
+        if (at >= n) continue;
+        Eight out;
+        if (residual_row) out = load_part(residual_row, at, n);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            out.x[i] = (residual_row ? out.x[i] : 0.f) + grad[g].x[i] * inverse - kept[g].x[i] * along;
+        store_part(dx_row, at, n, out);
+    }
+    for (int at = (GROUPS * 256 + threadIdx.x) * 8; at < n; at += 256 * 8) {
+        Eight v = load_part(x_row, at, n), d = load_part(dy_row, at, n), s = weights(w, at, n), out;
+        if (residual_row) out = load_part(residual_row, at, n);
+        for (int i = 0; i < 8; i++)
+            out.x[i] = (residual_row ? out.x[i] : 0.f) + d.x[i] * s.x[i] * inverse - v.x[i] * along;
+        store_part(dx_row, at, n, out);
+    }
+}
+
+// parts[chunk, n] = Σ over the chunk's rows of dy · x · inverse_rms; x's row as above.
+extern "C" __global__ void rms_norm_weight(
+    float* parts, const bf16* dy, const bf16* x, const float* inverse_rms, const int* rows, int n, int count, int chunk,
+    int dy_stride, int x_stride) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= n) return;
+    int first = blockIdx.y * chunk, last = min(first + chunk, count);
+    float sum = 0.f;
+    for (int i = first; i < last; i++) {
+        u64 row = rows ? rows[i] : i;
+        sum += f32_of(dy[(u64)i * dy_stride + c]) * f32_of(x[row * x_stride + c]) * inverse_rms[i];
+    }
+    parts[(u64)blockIdx.y * n + c] = sum;
+}
+
+// out[n] += Σ over chunks of parts[chunk, n].
+extern "C" __global__ void add_parts(float* out, const float* parts, int n, int chunks) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= n) return;
+    float sum = 0.f;
+    for (int i = 0; i < chunks; i++) sum += parts[(u64)i * n + c];
+    out[c] += sum;
+}
+
+// parts[chunk, n] = Σ over the chunk's rows of dy: a bias's gradient.
+extern "C" __global__ void column_sums(float* parts, const bf16* dy, int n, int count, int chunk, int stride) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= n) return;
+    int first = blockIdx.y * chunk, last = min(first + chunk, count);
+    float sum = 0.f;
+    for (int i = first; i < last; i++) sum += f32_of(dy[(u64)i * stride + c]);
+    parts[(u64)blockIdx.y * n + c] = sum;
+}
