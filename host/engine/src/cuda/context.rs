@@ -151,6 +151,7 @@ impl Context {
     }
 
     /// Runs `work` without computing anything: what it allocates from an arena is counted, what it queues is not.
+    #[allow(dead_code)]
     pub(crate) fn dry_run<T>(&self, work: impl FnOnce() -> T) -> T {
         let before = self.0.dry.swap(true, Ordering::Relaxed);
         let out = work();
@@ -318,6 +319,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// `blocks` blocks of `block` threads.
+    #[allow(dead_code)]
     pub fn new(blocks: usize, block: u32) -> Self {
         Self { grid: [blocks as u32, 1, 1], block, shared: 0 }
     }
