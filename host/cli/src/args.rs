@@ -45,6 +45,11 @@ pub enum Command {
     Data(Data),
     /// Judge a run's model, or an untouched one, on data.
     Eval(Eval),
+    /// Train several methods on the same work, and report which is better, smaller, faster.
+    Compare(Compare),
+    /// A part of `compare`, in a process of its own.
+    #[command(hide = true)]
+    CompareJob(CompareJob),
     /// Write a run's model for other programs.
     Export(Export),
     /// Write text with a run's model, or with an untouched one.
@@ -187,6 +192,27 @@ pub struct Eval {
     /// The checkpoint of a run to use, by its step, instead of the newest.
     #[arg(long, value_name = "STEP")]
     pub step: Option<u64>,
+}
+
+/// `compare`.
+#[derive(Debug, ClapArgs)]
+pub struct Compare {
+    /// What to compare.
+    #[command(flatten)]
+    pub configured: Configured,
+    /// The comparison's directory, instead of the configuration's `out`. What it holds already is not done again.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Run again what failed before.
+    #[arg(long)]
+    pub retry: bool,
+}
+
+/// `compare-job`.
+#[derive(Debug, ClapArgs)]
+pub struct CompareJob {
+    /// The job, a JSON file.
+    pub job: PathBuf,
 }
 
 /// `export`.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use liftplan::report::text::{duration, grouped, memory};
-use liftplan::report::{EvalRecord, Event, Observer, StepRecord};
+use liftplan::report::{CellProgress, EvalRecord, Event, Observer, StepRecord};
 
 /// Time between two plain lines about the same work.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -33,6 +33,7 @@ enum Kind {
     Bytes,
     Count,
     Steps,
+    Cells,
 }
 
 impl Progress {
@@ -101,6 +102,21 @@ impl Progress {
         self.line(&format!("step {}: {} loss {:.4}{scores}", grouped(record.step), record.split, record.eval_loss));
     }
 
+    fn cell(&mut self, progress: &CellProgress<'_>) {
+        let left = progress.left_s.map(|seconds| format!(", {} left", duration(seconds))).unwrap_or_default();
+        let best = progress.best.map(|best| format!("; best so far {best}")).unwrap_or_default();
+        let (done, total) = (grouped(progress.done), grouped(progress.total));
+        if let Some(ended) = progress.ended {
+            self.line(&format!("{done} of {total}: {}: {ended}{left}{best}", progress.doing));
+        }
+        if self.terminal {
+            let bar = self.bar(Kind::Cells, progress.total);
+            bar.set_message(format!("{}{left}{best}", progress.doing));
+            bar.set_position(progress.done);
+            bar.enable_steady_tick(Duration::from_millis(500));
+        }
+    }
+
     /// Seconds left at the speed of this process's steps so far; nothing is known after the first one.
     fn time_left(&mut self, step: u64, total: u64) -> Option<f64> {
         let (since, first) = *self.first_step.get_or_insert((Instant::now(), step));
@@ -149,6 +165,7 @@ impl Observer for Progress {
             Event::Step { record, total } => self.step(record, *total),
             Event::Eval(record) => self.eval(record),
             Event::Checkpoint(path) => self.line(&format!("checkpoint {}", path.display())),
+            Event::Cell(progress) => self.cell(progress),
             Event::Warning(text) => self.line(&format!("warning: {text}")),
         }
     }
@@ -168,6 +185,7 @@ fn style(kind: Kind) -> ProgressStyle {
             ProgressStyle::default_bar(),
         ),
         Kind::Count => ("{msg} [{bar:24}] {human_pos}/{human_len} {eta}", ProgressStyle::default_bar()),
+        Kind::Cells => ("[{bar:24}] {human_pos}/{human_len} {elapsed}: {msg}", ProgressStyle::default_bar()),
         Kind::Steps => ("[{bar:24}] step {human_pos}/{human_len}: {msg}", ProgressStyle::default_bar()),
     };
     // The templates are fixed; should one not parse, the library's own looks do as well.

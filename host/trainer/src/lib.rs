@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod export;
 pub mod eval;
 pub mod report;
+pub mod compare;
 
 mod error;
 mod files;

@@ -30,7 +30,7 @@ pub fn run(args: &Inspect, output: &Output) -> Result<()> {
     // Opening a model reads no weights, and policies that rank by them have `scan`.
     let methods = policy::built_in()
         .iter()
-        .filter(|policy| !policy.reads_weights())
+        .filter(|policy| !policy.reads_weights() && policy.describe().name != policy::CONTROL)
         .map(|policy| {
             Ok(policy::plan_by_default(policy.as_ref(), &model.inventory, Weights::F32)?.summary(&model.inventory))
         })

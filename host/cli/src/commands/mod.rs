@@ -11,6 +11,7 @@ use crate::args::{Args, Command, Configured};
 use crate::output::Output;
 use crate::progress::Progress;
 
+mod compare;
 mod data;
 mod doctor;
 mod eval;
@@ -30,6 +31,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         Command::Train(args) => train::run(&args, output),
         Command::Data(args) => data::run(&args, output),
         Command::Eval(args) => eval::run(&args, output),
+        Command::Compare(args) => compare::run(&args, output),
+        Command::CompareJob(args) => compare::job(&args),
         Command::Export(args) => export::run(&args, output),
         Command::Generate(args) => generate::run(&args, output),
         Command::Doctor => doctor::run(output),

@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 pub mod data;
 pub mod settings;
 pub mod suggest;
+pub(crate) mod layers;
 mod places;
 mod resolve;
 mod source;
@@ -239,6 +240,13 @@ pub struct EvalConfig {
     pub max_new_tokens: Option<usize>,
     /// Evaluate only the first so many examples. Default: all.
     pub limit: Option<usize>,
+    /// Judge the untouched model before the first step and the result after the last. Default true.
+    #[serde(default = "yes")]
+    pub before_and_after: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What the data is about, and so which scores are computed beside the loss.

@@ -29,10 +29,32 @@ impl Places {
             let path =
                 if prefix.is_empty() { key.get_ref().to_string() } else { format!("{prefix}.{}", key.get_ref()) };
             self.0.insert(path.clone(), place(key.span().start));
-            if let DeValue::Table(inner) = value.get_ref() {
-                self.add_table(inner, &path, place);
+            match value.get_ref() {
+                DeValue::Table(inner) => self.add_table(inner, &path, place),
+                // Of a list of tables, `[[method]]`, each has its number in its path: `method.0`.
+                DeValue::Array(items) => {
+                    for (i, item) in items.iter().enumerate() {
+                        if let DeValue::Table(inner) = item.get_ref() {
+                            let path = format!("{path}.{i}");
+                            self.0.insert(path.clone(), place(item.span().start));
+                            self.add_table(inner, &path, place);
+                        }
+                    }
+                }
+                _ => {}
             }
         }
+    }
+
+    /// The places of what lies in the table `prefix`, by their paths from there.
+    pub(super) fn below(&self, prefix: &str) -> Self {
+        let inside = |path: &String| path.strip_prefix(prefix)?.strip_prefix('.').map(str::to_string);
+        Self(self.0.iter().filter_map(|(path, place)| Some((inside(path)?, place.clone()))).collect())
+    }
+
+    /// Puts the places of `upper` over these.
+    pub(super) fn overlay(&mut self, upper: Self) {
+        self.0.extend(upper.0);
     }
 
     /// Says that `path`, and all above it that were not written yet, come from `place`.

@@ -56,7 +56,7 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
 }
 
 /// A path below the configuration's directory becomes absolute; a hub id stays as it is.
-fn model_reference(model: &str, directory: &Path) -> Result<String> {
+pub(super) fn model_reference(model: &str, directory: &Path) -> Result<String> {
     if model.is_empty() {
         return Err(Error::config("`model` is empty"));
     }
@@ -73,7 +73,7 @@ fn model_reference(model: &str, directory: &Path) -> Result<String> {
 }
 
 /// The path without `.` and `..`, which are resolved by name: nothing is looked up on disk.
-fn normal(path: &Path) -> PathBuf {
+pub(super) fn normal(path: &Path) -> PathBuf {
     use std::path::Component;
     let mut clean = PathBuf::new();
     for part in path.components() {
@@ -89,7 +89,7 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 /// Settings of policies that can name a file.
-const POLICY_FILES: [&str; 2] = ["scores", "unfrozen"];
+pub(super) const POLICY_FILES: [&str; 3] = ["scores", "unfrozen", "like"];
 
 fn policy(written: Option<Map<String, Value>>, directory: &Path) -> Result<PolicyConfig> {
     let missing = || {
@@ -272,6 +272,7 @@ fn eval(written: WrittenEval) -> Result<EvalConfig> {
         by,
         max_new_tokens: generates.then(|| written.max_new_tokens.unwrap_or(64)),
         limit: written.limit,
+        before_and_after: written.before_and_after.unwrap_or(true),
     })
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Source {
 }
 
 /// Settings of which an override drops the other.
-const ALTERNATIVES: [(&str, &str); 3] = [
+pub(super) const ALTERNATIVES: [(&str, &str); 3] = [
     ("train.steps", "train.epochs"),
     ("schedule.warmup_steps", "schedule.warmup_ratio"),
     ("data.validation", "data.validation_split"),

@@ -71,6 +71,7 @@ pub(super) struct WrittenEval {
     pub by: Option<EvalBy>,
     pub max_new_tokens: Option<usize>,
     pub limit: Option<usize>,
+    pub before_and_after: Option<bool>,
 }
 
 /// Reads what was written, or says what in it isn't a setting, or isn't of its kind.

@@ -7,4 +7,4 @@ pub mod rouge;
 pub mod run;
 
 pub use judge::{Request, judge};
-pub use run::{Job, Outcome};
+pub use run::{Job, Judged, Outcome};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use liftplan_engine::decoder::LossSum;
-use liftplan_engine::{Decoder, EngineError};
+use liftplan_engine::{Decoder, EngineError, IGNORE};
 
 use super::generate::{Generator, Sampling};
 use super::{metrics, rouge};
@@ -37,6 +37,21 @@ pub struct Outcome {
     pub loss: f64,
     /// Scores by name: `perplexity` always; `accuracy`, `macro_f1` and, by likelihood, `ece` for classification;
     /// `rouge_1`, `rouge_2` and `rouge_l` for summarisation.
+    pub scores: BTreeMap<String, f64>,
+    /// Each example by itself, in the order of the data.
+    pub examples: Vec<Judged>,
+}
+
+/// What the model made of one example.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Judged {
+    /// The losses of its target tokens, summed, in nats.
+    pub loss: f64,
+    /// How many target tokens it has.
+    pub targets: usize,
+    /// What the model answered: a label, or what it wrote; nothing for language modelling.
+    pub answer: Option<String>,
+    /// Scores of this example that the task's scores are means of: `accuracy` (0 or 1), `rouge_1`, `rouge_2`, `rouge_l`.
     pub scores: BTreeMap<String, f64>,
 }
 
@@ -80,31 +95,45 @@ impl Job<'_> {
     /// When the data does not fit the task.
     pub fn run(&self, observer: &mut dyn Observer) -> Result<Outcome> {
         let examples = &self.data.examples[..self.config.limit.unwrap_or(usize::MAX).min(self.data.examples.len())];
-        let loss = self.loss(examples, observer)?;
+        let (loss, mut judged) = self.losses(examples, observer)?;
         let mut scores = BTreeMap::from([("perplexity".to_string(), metrics::perplexity(loss))]);
         match (self.config.task, self.config.by) {
             (Task::Lm, _) => {}
-            (Task::Classification, Some(EvalBy::Generation)) => self.labels_written(examples, &mut scores, observer)?,
-            (Task::Classification, _) => self.labels_by_likelihood(examples, &mut scores, observer)?,
-            (Task::Summarization, _) => self.summaries(examples, &mut scores, observer)?,
+            (Task::Classification, Some(EvalBy::Generation)) => {
+                self.labels_written(examples, &mut scores, &mut judged, observer)?;
+            }
+            (Task::Classification, _) => self.labels_by_likelihood(examples, &mut scores, &mut judged, observer)?,
+            (Task::Summarization, _) => self.summaries(examples, &mut scores, &mut judged, observer)?,
         }
-        Ok(Outcome { loss, scores })
+        Ok(Outcome { loss, scores, examples: judged })
     }
 
-    fn loss(&self, examples: &[Example], observer: &mut dyn Observer) -> Result<f64> {
+    /// The mean loss of all target tokens, and each example's own.
+    fn losses(&self, examples: &[Example], observer: &mut dyn Observer) -> Result<(f64, Vec<Judged>)> {
         let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
         let all: Vec<usize> = (0..examples.len()).collect();
         let dealing =
             Dealing { packing: true, micro_batch_tokens: self.micro_batch_tokens, micro_batch_examples: None };
+        let mut judged = vec![Judged::default(); examples.len()];
         let mut sum = LossSum::default();
         let mut done = 0;
         for micro in dealing.deal(&all, &lengths) {
             let batch = data::collate(&micro.iter().map(|&i| &examples[i]).collect::<Vec<_>>());
-            sum += self.decoder.loss(&batch).map_err(failed)?;
+            let losses = self.decoder.losses(&batch).map_err(failed)?;
+            let mut rest = losses.as_slice();
+            for (&i, bounds) in micro.iter().zip(batch.starts.windows(2)) {
+                let document = &batch.targets[bounds[0] as usize..bounds[1] as usize];
+                let targets = document.iter().filter(|target| **target != IGNORE).count();
+                let (of_document, after) = rest.split_at(targets);
+                rest = after;
+                judged[i].loss = of_document.iter().map(|&loss| f64::from(loss)).sum();
+                judged[i].targets = targets;
+            }
+            sum += LossSum { sum: losses.iter().map(|&loss| f64::from(loss)).sum(), targets: losses.len() };
             done += micro.len();
             observer.on(&Event::Progress { unit: "examples", done: done as u64, total: examples.len() as u64 });
         }
-        Ok(sum.mean())
+        Ok((sum.mean(), judged))
     }
 
     /// The label of which the model thinks the most, its ending included, is its answer.
@@ -112,6 +141,7 @@ impl Job<'_> {
         &self,
         examples: &[Example],
         scores: &mut BTreeMap<String, f64>,
+        judged: &mut [Judged],
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let (mut truth, mut answers, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
@@ -126,7 +156,10 @@ impl Job<'_> {
             observer.on(&Event::Progress { unit: "examples", done: done as u64 + 1, total: examples.len() as u64 });
         }
         scores.insert("ece".to_string(), metrics::calibration_error(&predictions, CALIBRATION_BINS));
-        self.label_scores(&truth, &answers, scores);
+        for (judged, best) in judged.iter_mut().zip(&answers) {
+            judged.answer = best.and_then(|best| self.data.labels.get(best).cloned());
+        }
+        label_scores(&truth, &answers, scores, judged);
         Ok(())
     }
 
@@ -158,36 +191,34 @@ impl Job<'_> {
         &self,
         examples: &[Example],
         scores: &mut BTreeMap<String, f64>,
+        judged: &mut [Judged],
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let (mut truth, mut answers) = (Vec::new(), Vec::new());
-        for (example, answer) in examples.iter().zip(self.answers(examples, observer)?) {
+        for ((example, answer), judged) in examples.iter().zip(self.answers(examples, observer)?).zip(judged.iter_mut()) {
             truth.push(label(example)?);
             answers.push(self.data.labels.iter().position(|label| label.trim() == answer.trim()));
+            judged.answer = Some(answer);
         }
-        self.label_scores(&truth, &answers, scores);
+        label_scores(&truth, &answers, scores, judged);
         Ok(())
-    }
-
-    fn label_scores(&self, truth: &[usize], answers: &[Option<usize>], scores: &mut BTreeMap<String, f64>) {
-        scores.insert("accuracy".to_string(), metrics::accuracy(truth, answers));
-        scores.insert("macro_f1".to_string(), metrics::macro_f1(truth, answers));
     }
 
     fn summaries(
         &self,
         examples: &[Example],
         scores: &mut BTreeMap<String, f64>,
+        judged: &mut [Judged],
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let answers = self.answers(examples, observer)?;
-        let mut pairs = Vec::with_capacity(answers.len());
-        for (example, answer) in examples.iter().zip(&answers) {
-            pairs.push((reference(example)?, answer.as_str()));
-        }
-        let rouge = rouge::mean_rouge(pairs);
-        for (name, value) in [("rouge_1", rouge.rouge_1), ("rouge_2", rouge.rouge_2), ("rouge_l", rouge.rouge_l)] {
-            scores.insert(name.to_string(), value);
+        for ((example, answer), judged) in examples.iter().zip(answers).zip(judged.iter_mut()) {
+            let rouge = rouge::rouge(reference(example)?, &answer);
+            for (name, value) in [("rouge_1", rouge.rouge_1), ("rouge_2", rouge.rouge_2), ("rouge_l", rouge.rouge_l)] {
+                judged.scores.insert(name.to_string(), value);
+                *scores.entry(name.to_string()).or_default() += value / examples.len() as f64;
+            }
+            judged.answer = Some(answer);
         }
         Ok(())
     }
@@ -201,6 +232,19 @@ impl Job<'_> {
             observer.on(&Event::Progress { unit: "answers", done: done as u64 + 1, total: examples.len() as u64 });
         }
         Ok(answers)
+    }
+}
+
+fn label_scores(
+    truth: &[usize],
+    answers: &[Option<usize>],
+    scores: &mut BTreeMap<String, f64>,
+    judged: &mut [Judged],
+) {
+    scores.insert("accuracy".to_string(), metrics::accuracy(truth, answers));
+    scores.insert("macro_f1".to_string(), metrics::macro_f1(truth, answers));
+    for ((truth, answer), judged) in truth.iter().zip(answers).zip(judged) {
+        judged.scores.insert("accuracy".to_string(), f64::from(u8::from(*answer == Some(*truth))));
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{Error, Result};
 
 mod full;
 mod lora;
+mod random;
 pub mod select;
 mod spectrum;
 mod spectrum_source;
@@ -149,9 +150,12 @@ impl Moment<'_> {
     }
 }
 
+/// The policy that chooses by chance: a control for others, and no method of its own.
+pub const CONTROL: &str = "random";
+
 /// The built-in policies.
 pub fn built_in() -> Vec<Box<dyn Policy>> {
-    vec![Box::new(lora::Lora), Box::new(full::Full), Box::new(spectrum::Spectrum)]
+    vec![Box::new(lora::Lora), Box::new(full::Full), Box::new(spectrum::Spectrum), Box::new(random::Random)]
 }
 
 /// The policy called `name`.

@@ -75,7 +75,7 @@ impl RunLog {
                 self.tensorboard.scalars(record.step, now_s(), &scalars)
             }
             Event::Checkpoint(_) => self.metrics.sync(),
-            Event::Phase(_) | Event::Progress { .. } | Event::Warning(_) => Ok(()),
+            Event::Phase(_) | Event::Progress { .. } | Event::Cell(_) | Event::Warning(_) => Ok(()),
         }
     }
 }

@@ -73,8 +73,27 @@ pub enum Event<'a> {
     Eval(&'a EvalRecord),
     /// A checkpoint was written.
     Checkpoint(&'a Path),
+    /// A cell of a comparison began or ended.
+    Cell(&'a CellProgress<'a>),
     /// Something the user should know, though the work goes on.
     Warning(&'a str),
+}
+
+/// How far a comparison is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CellProgress<'a> {
+    /// Cells that have ended.
+    pub done: u64,
+    /// Of how many.
+    pub total: u64,
+    /// The cell that began or ended.
+    pub doing: &'a str,
+    /// What came of it, if it has ended.
+    pub ended: Option<&'a str>,
+    /// Seconds that are left, if the cells to come take as long as those before.
+    pub left_s: Option<f64>,
+    /// The best so far.
+    pub best: Option<&'a str>,
 }
 
 /// Receives events: a progress bar, a log file, both, or nothing.

@@ -3,12 +3,24 @@
 
 /// Memory in RAM now, in bytes (`VmRSS`).
 pub fn resident_bytes() -> Option<u64> {
-    status_bytes("VmRSS:")
+    status_bytes("/proc/self/status", "VmRSS:")
 }
 
 /// The most memory in RAM so far, in bytes (`VmHWM`).
 pub fn peak_bytes() -> Option<u64> {
-    status_bytes("VmHWM:")
+    status_bytes("/proc/self/status", "VmHWM:")
+}
+
+/// The most memory in RAM so far of another process, in bytes.
+pub fn peak_bytes_of(process: u32) -> Option<u64> {
+    status_bytes(&format!("/proc/{process}/status"), "VmHWM:")
+}
+
+/// The processor's name and the machine's memory in bytes.
+pub fn machine() -> (Option<String>, Option<u64>) {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, name)| name);
+    (name.map(|name| name.trim().to_string()), status_bytes("/proc/meminfo", "MemTotal:"))
 }
 
 /// Seconds since the process was started, to a hundredth.
@@ -23,8 +35,9 @@ pub fn seconds_since_start() -> Option<f64> {
     Some((up_s - started_ticks / TICKS_PER_S).max(0.0))
 }
 
-fn status_bytes(key: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+/// A number of KiB in a file of `key: value` lines, as bytes.
+fn status_bytes(file: &str, key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(file).ok()?;
     let kib: u64 = status.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }

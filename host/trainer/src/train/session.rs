@@ -127,7 +127,9 @@ impl<'a> Session<'a> {
                     }
                     _ => Ending::Completed,
                 };
-                self.eval_after = self.evaluate_result(observer)?;
+                if self.config.eval.before_and_after {
+                    self.eval_after = self.evaluate_result(observer)?;
+                }
                 self.summarise(ending)
             }
             Err(error) => {
@@ -139,7 +141,7 @@ impl<'a> Session<'a> {
     }
 
     fn steps(&mut self, observer: &mut dyn Observer) -> Result<End> {
-        if self.state.step == 0 && self.state.eval_before.is_none() {
+        if self.state.step == 0 && self.state.eval_before.is_none() && self.config.eval.before_and_after {
             self.state.eval_before = self.evaluate_result(observer)?;
         }
         observer.on(&Event::Phase("training"));

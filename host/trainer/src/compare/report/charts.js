@@ -1,0 +1,197 @@
+// Charts as SVG: a scatter plot with its frontier, curves, and stacked bars. Each draws itself again when its width changes.
+
+// A figure whose drawing depends on its width.
+function chart(caption, draw, extra, below) {
+  const stage = h("div", {});
+  const figure = h("figure", {}, h("figcaption", {}, caption, extra), stage, below);
+  let width = 0;
+  const redraw = () => { if (width > 0) stage.replaceChildren(draw(width)); };
+  new ResizeObserver((entries) => {
+    const now = Math.floor(entries[0].contentRect.width);
+    if (now > 0 && now !== width) { width = now; redraw(); }
+  }).observe(stage);
+  return { figure, redraw };
+}
+
+// About `count` round values that cover the range.
+function ticks(low, high, count) {
+  if (!(high > low)) return [low];
+  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 5, 10].find((m) => m * power >= rough) || 10);
+  const values = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) values.push(Number(value.toPrecision(12)));
+  return values;
+}
+
+function scale(low, high, from, to) {
+  const span = high > low ? high - low : 1;
+  return (value) => from + ((value - low) / span) * (to - from);
+}
+
+function extent(values, pad, floor = -Infinity) {
+  const low = Math.min(...values), high = Math.max(...values), room = (high - low || Math.abs(high) || 1) * pad;
+  return [Math.max(floor, low - room), high + room];
+}
+
+// The axes with their labels: `x` and `y` are {low, high, title, show}.
+function frame(width, height, x, y) {
+  const show = [...ticks(y.low, y.high, 5)].map(y.show);
+  const left = 12 + 7 * Math.max(...show.map((text) => text.length)), bottom = height - 38;
+  const px = scale(x.low, x.high, left, width - 14), py = scale(y.low, y.high, bottom, 22);
+  const group = s("g", { "aria-hidden": "true" });
+  for (const value of ticks(y.low, y.high, 5)) {
+    group.append(s("line", { class: "axis", x1: left, x2: width - 10, y1: py(value), y2: py(value) }),
+      s("text", { x: left - 7, y: py(value) + 4, "text-anchor": "end" }, y.show(value)));
+  }
+  for (const value of ticks(x.low, x.high, Math.max(2, Math.floor(width / 110)))) {
+    group.append(s("text", { x: px(value), y: bottom + 17, "text-anchor": "middle" }, x.show(value)));
+  }
+  group.append(s("text", { x: (left + width - 10) / 2, y: height - 4, "text-anchor": "middle" }, x.title),
+    s("text", { x: 0, y: 10 }, y.title));
+  return { group, px, py, left, bottom };
+}
+
+// Puts each point's name beside it where nothing else stands, if there is such a place.
+function label(points, width, taken) {
+  const texts = [];
+  for (const { x, y, name } of points) {
+    const length = 6.6 * name.length;
+    const places = [[x + 10, y + 4, "start"], [x - 10, y + 4, "end"], [x, y - 12, "middle"], [x, y + 21, "middle"]];
+    for (const [tx, ty, anchor] of places) {
+      const from = anchor === "start" ? tx : anchor === "end" ? tx - length : tx - length / 2;
+      const box = [from, ty - 11, from + length, ty + 3];
+      const free = box[0] > 30 && box[2] < width && taken.every((o) => box[2] < o[0] || box[0] > o[2] || box[3] < o[1] || box[1] > o[3]);
+      if (free) {
+        taken.push(box);
+        texts.push(s("text", { class: "name", x: tx, y: ty, "text-anchor": anchor, "aria-hidden": "true" }, name));
+        break;
+      }
+    }
+  }
+  return texts;
+}
+
+// Score against a cost. `points` are {row, cost, score, interval, frontier}.
+function scatter(caption, points, cost, show, scoreName, base) {
+  const draw = (width) => {
+    const height = Math.round(Math.min(360, Math.max(270, width * 0.62)));
+    const [low, high] = extent([...points.map((p) => p.score), ...(missing(base) ? [] : [base])], 0.1);
+    const [near, far] = extent(points.map((p) => p.cost), 0.14, 0);
+    const { group, px, py, left } = frame(width, height, { low: near, high: far, title: cost, show }, { low, high, title: scoreName, show: trimmed });
+    const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${scoreName} against ${cost}` }, group);
+    if (!missing(base)) {
+      svg.append(s("line", { class: "zero", x1: left, x2: width - 10, y1: py(base), y2: py(base) }),
+        s("text", { x: width - 12, y: py(base) - 6, "text-anchor": "end" }, "untouched model"));
+    }
+    const front = points.filter((p) => p.frontier).sort((a, b) => a.cost - b.cost);
+    if (front.length > 1) {
+      svg.append(s("path", { class: "frontier", d: front.map((p, i) => `${i ? "L" : "M"}${px(p.cost)} ${py(p.score)}`).join("") }));
+    }
+    const clip = (value) => Math.min(high, Math.max(low, value));
+    const marks = points.map((p) => {
+      const [x, y] = [px(p.cost), py(p.score)];
+      const mark = s("g", { class: "mark" + (isControl(p.row) ? " hollow" : "") },
+        p.interval && s("line", { x1: x, x2: x, y1: py(clip(p.interval.low)), y2: py(clip(p.interval.high)), stroke: colour(p.row), "stroke-width": 2, opacity: 0.35 }),
+        s("circle", { cx: x, cy: y, r: 12, style: { fill: "transparent" } }),
+        s("circle", { cx: x, cy: y, r: 6, fill: colour(p.row), stroke: colour(p.row), "stroke-width": 2 }));
+      const spread = p.interval ? ` (${range(p.interval)})` : "";
+      return tip(mark, `${p.row.name}\n${scoreName} ${number(p.score)}${spread}\n${cost} ${show(p.cost)}${p.frontier ? "\non the frontier" : ""}`);
+    });
+    const at = points.map((p) => ({ x: px(p.cost), y: py(p.score), name: p.row.name.length > 26 ? p.row.name.slice(0, 25) + "…" : p.row.name }));
+    const dots = at.map(({ x, y }) => [x - 8, y - 8, x + 8, y + 8]);
+    svg.append(...label(at, width, dots), ...marks);
+    return svg;
+  };
+  return chart(caption, draw).figure;
+}
+
+const trimmed = (value) => String(Number(value.toPrecision(4)));
+
+// The loss over steps or seconds, with a legend that hides and shows, and a reading where the pointer is.
+function curves(rows) {
+  const hidden = new Set();
+  let by = "step";
+  const drawn = rows.filter((row) => row.curve.length > 1);
+  const draw = (width) => {
+    const height = Math.round(Math.min(400, Math.max(280, width * 0.4)));
+    const seen = drawn.filter((row) => !hidden.has(row.name));
+    const all = (seen.length ? seen : drawn).flatMap((row) => row.curve);
+    const [low, high] = extent(all.map((p) => p.loss), 0.04, 0);
+    const x = { low: 0, high: Math.max(...all.map((p) => p[by])), title: by === "step" ? "steps" : "seconds of training", show: grouped };
+    const { group, px, py, left, bottom } = frame(width, height, x, { low, high, title: "training loss, nats a token", show: trimmed });
+    const cursor = s("line", { class: "zero", y1: 22, y2: bottom, visibility: "hidden" });
+    const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "training loss" }, group, cursor);
+    for (const row of seen) {
+      const d = row.curve.map((p, i) => `${i ? "L" : "M"}${px(p[by]).toFixed(1)} ${py(p.loss).toFixed(1)}`).join("");
+      const path = s("path", { class: "line" + (isControl(row) ? " dashed" : ""), d, stroke: colour(row) });
+      const last = row.curve[row.curve.length - 1];
+      svg.append(tip(path, `${row.name}\nlast loss ${number(last.loss)}`));
+    }
+    const read = (event) => {
+      const box = svg.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * width;
+      if (at < left || !seen.length) return;
+      const nearest = (row) => row.curve.reduce((a, b) => (Math.abs(px(b[by]) - at) < Math.abs(px(a[by]) - at) ? b : a));
+      const found = seen.map((row) => [row.name, nearest(row)]).sort((a, b) => a[1].loss - b[1].loss);
+      cursor.setAttribute("x1", at); cursor.setAttribute("x2", at); cursor.setAttribute("visibility", "visible");
+      const head = by === "step" ? `step ${grouped(found[0][1].step)}` : duration(found[0][1].seconds);
+      showTip([head, ...found.map(([name, point]) => `${number(point.loss)}  ${name}`)].join("\n"), event.clientX, event.clientY);
+    };
+    svg.addEventListener("pointermove", read);
+    svg.addEventListener("pointerleave", () => { cursor.setAttribute("visibility", "hidden"); hideTip(); });
+    return svg;
+  };
+  const choice = [["step", "by step"], ["seconds", "by time"]].map(([key, text]) =>
+    h("button", { type: "button", "aria-pressed": String(key === by), onclick: () => {
+      by = key;
+      choice.forEach((button, i) => button.setAttribute("aria-pressed", String(["step", "seconds"][i] === by)));
+      made.redraw();
+    } }, text));
+  const legend = h("div", { class: "legend" }, drawn.map((row) => h("button", { type: "button", "aria-pressed": "true", onclick: (event) => {
+    if (!hidden.delete(row.name)) hidden.add(row.name);
+    event.currentTarget.setAttribute("aria-pressed", String(!hidden.has(row.name)));
+    made.redraw();
+  } }, h("i", { class: isControl(row) ? "dashed" : null, style: { "--c": colour(row) } }), row.name)));
+  const made = chart("Loss while training, mean over seeds", draw, h("span", { class: "switch" }, choice), legend);
+  return made.figure;
+}
+
+const KINDS = [["weights", "weights"], ["adapters", "adapters"], ["gradients", "gradients"], ["optimiser", "optimiser states"], ["rest", "activations and the program"]];
+const kindColour = (kind) => `var(--s${{ weights: 0, adapters: 2, gradients: 1, optimiser: 3, rest: 7 }[kind] ?? 4})`;
+
+// The peak memory by what it is for, one bar a method, and a mark where it was predicted.
+function memoryBars(rows) {
+  const shown = rows.filter((row) => !missing(row.memory.measured_bytes));
+  const limit = DATA.setup.memory_budget_bytes;
+  const named = new Map([...KINDS, ...shown.flatMap((row) => Object.keys(row.memory.kinds)).map((kind) => [kind, kind])].reverse());
+  const order = [...KINDS.map(([kind]) => kind), ...[...named.keys()].filter((kind) => !KINDS.some(([known]) => known === kind))];
+  const draw = (width) => {
+    const line = 46, height = shown.length * line + 30;
+    const sums = shown.map((row) => Math.max(row.memory.measured_bytes, Object.values(row.memory.kinds).reduce((a, b) => a + b, 0), row.memory.predicted_bytes ?? 0));
+    const px = scale(0, Math.max(...sums), 0, width - 80);
+    const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "peak memory by kind" });
+    shown.forEach((row, i) => {
+      const y = i * line;
+      svg.append(s("text", { class: "name", x: 0, y: y + 13, "aria-hidden": "true" }, row.name));
+      const told = [row.name, `measured ${bytes(row.memory.measured_bytes)}`];
+      if (!missing(row.memory.predicted_bytes)) told.push(`predicted ${bytes(row.memory.predicted_bytes)}`);
+      const bar = s("g", {});
+      let x = 0;
+      for (const kind of order.filter((kind) => row.memory.kinds[kind] > 0)) {
+        const w = px(row.memory.kinds[kind]);
+        told.push(`${named.get(kind)} ${bytes(row.memory.kinds[kind])}`);
+        bar.append(s("rect", { x, y: y + 19, width: Math.max(0.5, w - 1), height: 16, fill: kindColour(kind), opacity: isControl(row) ? 0.55 : 0.9, rx: 1.5 }));
+        x += w;
+      }
+      if (!missing(row.memory.predicted_bytes)) {
+        const at = px(row.memory.predicted_bytes);
+        bar.append(s("line", { x1: at, x2: at, y1: y + 16, y2: y + 38, stroke: "var(--ink)", "stroke-width": 2 }));
+      }
+      svg.append(tip(bar, told.join("\n")), s("text", { x: Math.max(x, px(row.memory.measured_bytes)) + 8, y: y + 31 }, bytes(row.memory.measured_bytes)));
+    });
+    if (limit && px(limit) <= width - 80) svg.append(s("line", { class: "zero", x1: px(limit), x2: px(limit), y1: 0, y2: height - 24 }));
+    return svg;
+  };
+  const used = order.filter((kind) => shown.some((row) => row.memory.kinds[kind] > 0));
+  const legend = h("div", { class: "legend" }, used.map((kind) => h("span", {}, h("i", { class: "box", style: { "--c": kindColour(kind), display: "inline-block" } }), named.get(kind))));
+  return chart("Peak memory by what it is for", draw, null, legend).figure;
+}

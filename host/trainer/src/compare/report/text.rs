@@ -1,0 +1,202 @@
+//! The report as a table for the terminal, and as Markdown.
+
+use std::fmt::Write;
+
+use super::super::stats::Finding;
+use super::words::{number, signed};
+use super::{Report, Row, StatementKind, Status};
+use crate::report::text::{duration, grouped, memory};
+
+/// What a column shows of a row.
+struct Column {
+    title: String,
+    of: fn(&Report, &Row) -> String,
+    of_base: fn(&Report) -> String,
+}
+
+fn score(report: &Report, row: &Row) -> String {
+    match (row.status, row.score) {
+        (Status::Ok, Some(score)) => {
+            let half = score.interval.map(|interval| (interval.high - interval.low) / 2.0);
+            let _ = report;
+            format!("{}{}", number(score.mean), half.map_or(String::new(), |half| format!(" ± {}", number(half))))
+        }
+        (Status::OutOfMemory, _) => "out of memory".into(),
+        _ => "failed".into(),
+    }
+}
+
+fn against(row: &Row) -> String {
+    let Some(paired) = &row.vs_baseline else { return dash() };
+    let word = match paired.finding {
+        Finding::Better => " better",
+        Finding::Worse => " worse",
+        Finding::Identical => " same",
+        Finding::Undecided | Finding::OneSeed => " ?",
+    };
+    format!("{}{word}", signed(paired.difference))
+}
+
+fn dash() -> String {
+    "–".to_string()
+}
+
+fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or_else(dash, show)
+}
+
+fn columns(report: &Report) -> Vec<Column> {
+    let mut columns = vec![
+        Column {
+            title: report.setup.score.clone(),
+            of: score,
+            of_base: |report| or_dash(report.base.scores.get(&report.setup.score).copied(), number),
+        },
+        Column { title: "vs baseline".into(), of: |_, row| against(row), of_base: |_| dash() },
+        Column {
+            title: "lr".into(),
+            of: |_, row| or_dash(row.lr, |lr| format!("{lr:e}")),
+            of_base: |_| dash(),
+        },
+        Column { title: "memory".into(), of: |_, row| or_dash(row.memory.measured_bytes, memory), of_base: |_| dash() },
+        Column {
+            title: "tokens/s".into(),
+            of: |_, row| or_dash(row.tokens_per_s, |speed| grouped(speed.round() as u64)),
+            of_base: |_| dash(),
+        },
+        Column { title: "training".into(), of: |_, row| or_dash(row.train_s, duration), of_base: |_| dash() },
+        Column {
+            title: "choosing".into(),
+            of: |_, row| or_dash(row.selection.as_ref(), |cost| duration(cost.seconds)),
+            of_base: |_| dash(),
+        },
+        Column { title: "trained".into(), of: |_, row| or_dash(row.trainable_parameters, grouped), of_base: |_| "0".into() },
+        Column {
+            title: "deployed".into(),
+            of: |_, row| or_dash(row.deployed.as_ref(), |what| memory(what.bytes)),
+            of_base: |_| dash(),
+        },
+    ];
+    if report.methods.iter().any(|row| row.forgetting.is_some()) {
+        columns.push(Column {
+            title: "forgetting".into(),
+            of: |_, row| or_dash(row.forgetting, |rise| signed(rise.mean)),
+            of_base: |_| dash(),
+        });
+    }
+    columns
+}
+
+/// Titles and cells, the untouched model first.
+fn cells(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
+    let columns = columns(report);
+    let titles = std::iter::once("method".to_string()).chain(columns.iter().map(|column| column.title.clone())).collect();
+    let base = std::iter::once("untouched model".to_string()).chain(columns.iter().map(|column| (column.of_base)(report)));
+    let mut rows = vec![base.collect()];
+    for row in &report.methods {
+        let name = if row.name == report.setup.baseline { format!("{} (baseline)", row.name) } else { row.name.clone() };
+        rows.push(std::iter::once(name).chain(columns.iter().map(|column| (column.of)(report, row))).collect());
+    }
+    (titles, rows)
+}
+
+/// The table and the summary for a terminal.
+pub fn table(report: &Report) -> String {
+    let (titles, rows) = cells(report);
+    let width = |column: usize| {
+        let all = rows.iter().chain([&titles]).filter_map(|row| row.get(column));
+        all.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+    let mut out = String::new();
+    for row in std::iter::once(&titles).chain(&rows) {
+        let mut line = String::new();
+        for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            // Writing to a string can't fail.
+            let _ = match i {
+                0 => write!(line, "{cell:width$}"),
+                _ => write!(line, "  {cell:>width$}"),
+            };
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    for (kind, mark) in [(StatementKind::Supported, '•'), (StatementKind::Open, '?'), (StatementKind::Caution, '!')] {
+        for statement in report.summary.iter().filter(|statement| statement.kind == kind) {
+            let _ = write!(out, "\n{mark} {}", statement.text);
+        }
+    }
+    out.push('\n');
+    out
+}
+
+/// Text that means nothing to Markdown.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' => out.push(' '),
+            '<' => out.push_str("&lt;"),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '~' | '>' => out.extend(['\\', c]),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// The report as Markdown.
+pub fn markdown(report: &Report) -> String {
+    let setup = &report.setup;
+    let (titles, rows) = cells(report);
+    let mut out = format!("# {}\n\n", plain(&report.title));
+    // Writing to a string can't fail.
+    let _ = writeln!(
+        out,
+        "{} on {} test examples, {}; {} and {} a method; learning rates chosen on validation data; {}.\n",
+        plain(&setup.task),
+        setup.test_examples,
+        plain(&setup.budget),
+        count(setup.seeds.len(), "seed"),
+        count(setup.learning_rates, "learning rate"),
+        plain(&setup.machine.cpu.clone().unwrap_or_else(|| setup.machine.platform.clone()))
+    );
+    let line = |row: &[String]| format!("| {} |\n", row.iter().map(|cell| plain(cell)).collect::<Vec<_>>().join(" | "));
+    out.push_str(&line(&titles));
+    out.push_str(&line(&titles.iter().map(|_| "---".to_string()).collect::<Vec<_>>()));
+    rows.iter().for_each(|row| out.push_str(&line(row)));
+    for (kind, title) in [
+        (StatementKind::Supported, "What the numbers support"),
+        (StatementKind::Open, "What they leave open"),
+        (StatementKind::Caution, "Before you draw conclusions"),
+    ] {
+        let mut statements = report.summary.iter().filter(|statement| statement.kind == kind).peekable();
+        if statements.peek().is_some() {
+            let _ = writeln!(out, "\n## {title}\n");
+            statements.for_each(|statement| out.push_str(&format!("* {}\n", plain(&statement.text))));
+        }
+    }
+    let _ = writeln!(out, "\n## To repeat it\n");
+    for (name, version) in &setup.versions {
+        let _ = writeln!(out, "* {} {}", plain(name), plain(version));
+    }
+    let _ = writeln!(out, "* program {}\n* model {}, {}", setup.executable, plain(&setup.model), setup.model_hash);
+    for (split, files) in &setup.data {
+        for (file, hash) in files {
+            let _ = writeln!(out, "* {split} {}, {hash}", plain(file));
+        }
+    }
+    for row in &report.methods {
+        let plans: Vec<&str> = row.seeds.iter().map(|seed| seed.plan_hash.get(..12).unwrap_or_default()).collect();
+        let _ = writeln!(out, "* plans of {}: {}", plain(&row.name), plans.join(", "));
+    }
+    let fence = "`".repeat(longest_run(&setup.configuration, '`').max(2) + 1);
+    let _ = writeln!(out, "\n{fence}toml\n{}\n{fence}", setup.configuration.trim_end());
+    out
+}
+
+fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("one {what}") } else { format!("{n} {what}s") }
+}
+
+fn longest_run(text: &str, wanted: char) -> usize {
+    text.split(|c| c != wanted).map(str::len).max().unwrap_or(0)
+}

@@ -1,0 +1,261 @@
+//! The summary: what the numbers support, what they leave open, and what to know before drawing conclusions.
+
+use super::super::score::Better;
+use super::super::stats::{Finding, Interval, Paired};
+use super::{Report, Row, Statement, StatementKind, Status};
+use crate::config::suggest::list;
+use crate::report::text::memory;
+
+/// The sentences, most important first.
+pub fn summary(report: &Report) -> Vec<Statement> {
+    let mut said = Vec::new();
+    best(report, &mut said);
+    against_baseline(report, &mut said);
+    controls(report, &mut said);
+    costs(report, &mut said);
+    forgetting(report, &mut said);
+    cautions(report, &mut said);
+    said
+}
+
+fn say(said: &mut Vec<Statement>, kind: StatementKind, text: String) {
+    said.push(Statement { kind, text });
+}
+
+/// A score in as many digits as it deserves.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => format!("{value:.1}"),
+        medium if medium >= 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// A difference, with its sign.
+pub fn signed(value: f64) -> String {
+    let text = number(value.abs());
+    match value {
+        // What rounds to nothing has no sign.
+        _ if text.chars().all(|c| matches!(c, '0' | '.')) => format!("±{text}"),
+        value if value < 0.0 => format!("−{text}"),
+        _ => format!("+{text}"),
+    }
+}
+
+fn range(interval: Interval) -> String {
+    format!("{} to {}", signed(interval.low), signed(interval.high))
+}
+
+fn ranked(report: &Report) -> Vec<&Row> {
+    let mut rows: Vec<&Row> = report.methods.iter().filter(|row| row.score.is_some()).collect();
+    let key = |row: &Row| row.score.map_or(f64::NAN, |score| score.mean);
+    rows.sort_by(|a, b| match report.setup.better {
+        Better::Higher => key(b).total_cmp(&key(a)),
+        Better::Lower => key(a).total_cmp(&key(b)),
+    });
+    rows
+}
+
+fn seeds(report: &Report) -> String {
+    match report.setup.seeds.len() {
+        1 => "one seed".to_string(),
+        n => format!("{n} seeds"),
+    }
+}
+
+fn best(report: &Report, said: &mut Vec<Statement>) {
+    let name = &report.setup.score;
+    let ranked = ranked(report);
+    let Some(first) = ranked.first() else {
+        return say(said, StatementKind::Caution, "No method has a score.".into());
+    };
+    let score = first.score.map_or(f64::NAN, |score| score.mean);
+    let interval = first.score.and_then(|score| score.interval);
+    let spread = interval.map_or(String::new(), |i| format!(" (95 % interval {} to {})", number(i.low), number(i.high)));
+    let base = report.base.scores.get(name).map_or(String::new(), |b| format!("; the untouched model has {}", number(*b)));
+    say(
+        said,
+        StatementKind::Supported,
+        format!(
+            "{} has the best mean {name} on the test data: {}{spread} over {}{base}.",
+            first.name,
+            number(score),
+            seeds(report)
+        ),
+    );
+    let behind = |row: &&&Row| {
+        row.vs_base.as_ref().is_some_and(|paired| matches!(paired.finding, Finding::Worse | Finding::Undecided | Finding::Identical))
+    };
+    let idle: Vec<&str> = ranked.iter().filter(behind).map(|row| row.name.as_str()).collect();
+    if !idle.is_empty() {
+        say(
+            said,
+            StatementKind::Open,
+            format!("Not shown to be better than the untouched model: {}.", list(&idle)),
+        );
+    }
+}
+
+/// One sentence for each kind of finding, all methods of that kind in it.
+fn against_baseline(report: &Report, said: &mut Vec<Statement>) {
+    let baseline = &report.setup.baseline;
+    let with = |finding: Finding| -> Vec<(&Row, &Paired)> {
+        let pairs = report.methods.iter().filter_map(|row| Some((row, row.vs_baseline.as_ref()?)));
+        pairs.filter(|(_, paired)| paired.finding == finding).collect()
+    };
+    let each = |found: &[(&Row, &Paired)]| -> String {
+        let texts: Vec<String> = found
+            .iter()
+            .map(|(row, paired)| {
+                let range = paired.interval.map_or(String::new(), |interval| format!("; {}", range(interval)));
+                format!("{} ({}{range})", row.name, signed(paired.difference))
+            })
+            .collect();
+        list(&texts)
+    };
+    for (finding, words) in [(Finding::Better, "Better"), (Finding::Worse, "Worse")] {
+        let found = with(finding);
+        if !found.is_empty() {
+            let text =
+                format!("{words} than {baseline}, by more than seeds and test examples explain: {}.", each(&found));
+            say(said, StatementKind::Supported, text);
+        }
+    }
+    let identical = with(Finding::Identical);
+    if !identical.is_empty() {
+        let names: Vec<&str> = identical.iter().map(|(row, _)| row.name.as_str()).collect();
+        let text = format!("No difference from {baseline} in any run: {}.", list(&names));
+        say(said, StatementKind::Supported, text);
+    }
+    let undecided = with(Finding::Undecided);
+    if !undecided.is_empty() {
+        let text = format!(
+            "Not told apart from {baseline} with {} and {} test examples: {}. A difference inside these ranges can be there.",
+            seeds(report),
+            report.setup.test_examples,
+            each(&undecided)
+        );
+        say(said, StatementKind::Open, text);
+    }
+    let one = with(Finding::OneSeed);
+    if !one.is_empty() {
+        let text = format!(
+            "With one seed, nothing can be said about {} against {baseline}: how much a method varies from seed to seed is unknown.",
+            each(&one)
+        );
+        say(said, StatementKind::Open, text);
+    }
+}
+
+fn controls(report: &Report, said: &mut Vec<Statement>) {
+    for row in &report.methods {
+        let Some(paired) = &row.vs_control else { continue };
+        let difference = signed(paired.difference);
+        let (kind, text) = match paired.finding {
+            Finding::Better => (
+                StatementKind::Supported,
+                format!("The layers that {} chooses are better than as many drawn at random ({difference}).", row.name),
+            ),
+            Finding::Worse => (
+                StatementKind::Supported,
+                format!("The layers that {} chooses are worse than as many drawn at random ({difference}).", row.name),
+            ),
+            Finding::Identical => (
+                StatementKind::Supported,
+                format!("{} scores exactly as with as many layers drawn at random.", row.name),
+            ),
+            Finding::Undecided | Finding::OneSeed => (
+                StatementKind::Open,
+                format!(
+                    "Nothing shows that the layers {} chooses are better than as many drawn at random ({difference}{}).",
+                    row.name,
+                    paired.interval.map_or(String::new(), |interval| format!("; {}", range(interval)))
+                ),
+            ),
+        };
+        say(said, kind, text);
+    }
+}
+
+fn costs(report: &Report, said: &mut Vec<Statement>) {
+    let measured: Vec<(&Row, u64)> =
+        report.methods.iter().filter_map(|row| Some((row, row.memory.measured_bytes?))).collect();
+    let least = measured.iter().min_by_key(|(_, bytes)| *bytes);
+    let most = measured.iter().max_by_key(|(_, bytes)| *bytes);
+    if let (Some((least, small)), Some((most, large))) = (least, most)
+        && small < large
+    {
+        let text = format!("{} needs the least memory, {}; {} the most, {}.", least.name, memory(*small), most.name, memory(*large));
+        say(said, StatementKind::Supported, text);
+    }
+    let timed: Vec<(&Row, f64)> = report.methods.iter().filter_map(|row| Some((row, row.tokens_per_s?))).collect();
+    let fast = timed.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    let slow = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    if let (Some((fast, most)), Some((slow, least))) = (fast, slow)
+        && *most > 1.05 * *least
+    {
+        let text =
+            format!("{} trains fastest, {most:.0} tokens a second; {} slowest, {least:.0}.", fast.name, slow.name);
+        say(said, StatementKind::Supported, text);
+    }
+}
+
+fn forgetting(report: &Report, said: &mut Vec<Statement>) {
+    let rises: Vec<(&Row, f64)> = report.methods.iter().filter_map(|row| Some((row, row.forgetting?.mean))).collect();
+    let least = rises.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    let most = rises.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    if let (Some((least, low)), Some((most, high))) = (least, most)
+        && low < high
+    {
+        let text = format!(
+            "On general text, the loss moves least with {} ({} nats a token) and most with {} ({}).",
+            least.name,
+            signed(*low),
+            most.name,
+            signed(*high)
+        );
+        say(said, StatementKind::Supported, text);
+    }
+}
+
+fn cautions(report: &Report, said: &mut Vec<Statement>) {
+    for row in report.methods.iter().filter(|row| row.status != Status::Ok) {
+        let what = if row.status == Status::OutOfMemory { "ran out of memory" } else { "failed" };
+        let reason = row.reason.as_deref().unwrap_or("for reasons unknown");
+        say(said, StatementKind::Caution, format!("{} {what}: {reason}.", row.name));
+    }
+    let (mut low, mut high) = (Vec::new(), Vec::new());
+    for row in report.methods.iter().filter(|row| row.tried.len() > 1) {
+        let Some(lr) = row.lr else { continue };
+        if row.tried.iter().all(|tried| tried.lr >= lr) {
+            low.push(row.name.as_str());
+        } else if row.tried.iter().all(|tried| tried.lr <= lr) {
+            high.push(row.name.as_str());
+        }
+    }
+    for (names, end, beyond) in [(low, "lowest", "lower"), (high, "highest", "higher")] {
+        if !names.is_empty() {
+            let text = format!(
+                "The {end} learning rate that was tried came out best for {}: a {beyond} one may be better still.",
+                list(&names)
+            );
+            say(said, StatementKind::Caution, text);
+        }
+    }
+    if (2..5).contains(&report.setup.seeds.len()) {
+        let text = format!(
+            "{} seeds show large differences only; what is not told apart here may be with more.",
+            report.setup.seeds.len()
+        );
+        say(said, StatementKind::Caution, text);
+    }
+    if report.setup.jobs > 1 {
+        let text = format!("{} runs shared the machine: speeds and times are lower bounds.", report.setup.jobs);
+        say(said, StatementKind::Caution, text);
+    }
+    say(
+        said,
+        StatementKind::Caution,
+        "One model and one data set: on others, the order of the methods can be another.".into(),
+    );
+}

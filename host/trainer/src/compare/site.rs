@@ -1,0 +1,230 @@
+//! Where a comparison takes place: its configuration, its directory, its model, and how a cell is run there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::child::{Child, End};
+use super::config::{Comparison, Method};
+use super::job::{Job, JudgeJob, Judgement, PlanCost, Split};
+use super::queue::stopped;
+use super::store::{Cell, Ended, Failure, Inputs, Store};
+use super::Options;
+use crate::config::Config;
+use crate::files::{output_error, write_atomically};
+use crate::model::BaseModel;
+use crate::{Error, Result};
+
+/// The subcommand of the program that does a [`Job`].
+pub const JOB_COMMAND: &str = "compare-job";
+
+/// A comparison's place.
+pub struct Site<'a> {
+    pub comparison: &'a Comparison,
+    pub options: &'a Options,
+    pub store: Store,
+    pub base: BaseModel,
+    executable_hash: String,
+}
+
+impl<'a> Site<'a> {
+    pub fn new(comparison: &'a Comparison, options: &'a Options, store: Store, base: BaseModel) -> Result<Self> {
+        let executable_hash = store.file_hash(&options.executable)?;
+        Ok(Self { comparison, options, store, base, executable_hash })
+    }
+
+    /// The sha256 of the program.
+    pub fn executable_hash(&self) -> &str {
+        &self.executable_hash
+    }
+
+    /// What a cell with this configuration is made from.
+    fn inputs(&self, kind: &str, config: &Config, settings: Value) -> Result<Inputs> {
+        let placeless = Config { out: PathBuf::new(), ..config.clone() };
+        let mut files = BTreeMap::new();
+        let data = &config.data;
+        for (name, paths) in [("train", &data.train), ("validation", &data.validation), ("test", &data.test)] {
+            for (i, path) in paths.iter().enumerate() {
+                files.insert(format!("{name}.{i}"), self.store.file_hash(path)?);
+            }
+        }
+        // A plugin, or what a policy reads: whatever in its settings is a file, by its content.
+        let named = config.policy.settings.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
+        for (key, text) in named.chain([("name", config.policy.name.as_str())]) {
+            if Path::new(text).is_file() {
+                files.insert(format!("policy.{key}"), self.store.file_hash(Path::new(text))?);
+            }
+        }
+        Ok(Inputs {
+            kind: kind.to_string(),
+            config: placeless.to_toml()?,
+            settings,
+            model: self.base.hash.clone(),
+            files,
+            executable: self.executable_hash.clone(),
+            of: None,
+        })
+    }
+
+    /// Runs a child in the cell's directory, unless it has ended before.
+    fn run_cell(&self, cell: &Cell, prepare: impl FnOnce() -> Result<Child<'a>>) -> Result<Ended> {
+        if let Some(ended) = self.store.ended(cell) {
+            return Ok(ended);
+        }
+        std::fs::create_dir_all(&cell.dir).map_err(|error| output_error("create the directory", &cell.dir, &error))?;
+        let ended = match prepare()?.run(&self.options.stop)? {
+            End::Done(seconds) => Ended::Done { seconds },
+            End::Failed(failure) => Ended::Failed(failure),
+            End::Stopped => return Err(stopped()),
+        };
+        self.store.end(cell, &ended)?;
+        Ok(ended)
+    }
+
+    fn child(&self, cell: &Cell, arguments: Vec<String>) -> Child<'a> {
+        Child {
+            program: &self.options.executable,
+            arguments,
+            environment: Vec::new(),
+            log: cell.dir.join("log.txt"),
+            memory_limit: None,
+        }
+    }
+
+    /// A child that does a job, and what it found.
+    fn job<T: DeserializeOwned>(&self, cell: &Cell, job: &Job, result: &Path, cache: bool) -> Result<Result<T, Failure>> {
+        let ended = self.run_cell(cell, || {
+            let file = cell.dir.join("job.json");
+            let text = serde_json::to_string_pretty(job).map_err(|error| Error::internal(format!("a job: {error}")))?;
+            write_atomically(&file, text.as_bytes())?;
+            let mut child = self.child(cell, vec![JOB_COMMAND.into(), file.display().to_string()]);
+            if !cache {
+                child.environment.push(("LIFTPLAN_CACHE", ""));
+            }
+            Ok(child)
+        })?;
+        match ended {
+            Ended::Failed(failure) => Ok(Err(failure)),
+            Ended::Done { .. } => read_json(result).map(Ok),
+        }
+    }
+
+    /// Makes the method's plan alone and measures what that takes, without any cache.
+    pub fn plan(&self, method: &Method, config: &Config) -> Result<(Cell, Result<PlanCost, Failure>)> {
+        let config = without_test(config);
+        let cell = self.store.cell(&format!("plan {}", method.name), self.inputs("plan", &config, Value::Null)?);
+        let [file, plan, result] = ["config.toml", "plan.json", "cost.json"].map(|name| cell.dir.join(name));
+        write_config(&config, &cell.dir, &file)?;
+        let cost = self.job(&cell, &Job::Plan { config: file, plan, result: result.clone() }, &result, false)?;
+        Ok((cell, cost))
+    }
+
+    /// Trains. The test data are not among what the process is told of. What was interrupted goes on from its
+    /// checkpoint.
+    pub fn train(&self, kind: &str, name: &str, config: &Config) -> Result<(Cell, Result<(), Failure>)> {
+        let config = without_test(config);
+        let limit = self.comparison.budget.memory_bytes;
+        let cell = self.store.cell(name, self.inputs(kind, &config, json!({ "memory": limit }))?);
+        let run = cell.dir.join("run");
+        let ended = self.run_cell(&cell, || {
+            let file = cell.dir.join("config.toml");
+            write_config(&config, &cell.dir, &file)?;
+            let mut arguments = vec!["train".into(), file.display().to_string(), "--out".into(), run.display().to_string()];
+            let goes_on = run.join("checkpoints").is_dir() && !run.join("summary.json").is_file();
+            if goes_on || was_interrupted(&run) {
+                arguments.push("--resume".into());
+            } else if run.exists() {
+                // What is left of a failed or killed run has nothing to go on from.
+                std::fs::remove_dir_all(&run).map_err(|error| output_error("remove", &run, &error))?;
+            }
+            let mut child = self.child(&cell, arguments);
+            child.memory_limit = limit;
+            Ok(child)
+        })?;
+        Ok((cell, match ended {
+            Ended::Done { .. } => Ok(()),
+            Ended::Failed(failure) => Err(failure),
+        }))
+    }
+
+    /// Judges the run of a cell, or the untouched model.
+    pub fn judge(
+        &self,
+        of: Option<&Cell>,
+        name: &str,
+        config: &Config,
+        split: Split,
+        thorough: bool,
+    ) -> Result<(Cell, Result<Judgement, Failure>)> {
+        let kind = if split == Split::Test { "test" } else { "validation" };
+        let config = if split == Split::Test { config.clone() } else { without_test(config) };
+        let comparison = self.comparison;
+        let command = comparison.score.command.clone().map(|command| (comparison.score.name.clone(), command));
+        let forgetting = comparison.forgetting.clone().filter(|_| split == Split::Test);
+        let latency = comparison.latency.filter(|_| thorough);
+        let settings = json!({ "command": command, "forgetting": forgetting, "latency": latency });
+        let mut inputs = self.inputs(kind, &config, settings)?;
+        if let Some(forgetting) = &forgetting {
+            inputs.files.insert("forgetting".into(), self.store.file_hash(&forgetting.data)?);
+        }
+        for (i, word) in command.iter().flat_map(|(_, command)| command).enumerate() {
+            let file = comparison.directory.join(word);
+            if file.is_file() {
+                inputs.files.insert(format!("command.{i}"), self.store.file_hash(&file)?);
+            }
+        }
+        let cell = match of {
+            Some(of) => self.store.cell_in(of, kind, inputs),
+            None => self.store.cell(name, inputs),
+        };
+        let file = cell.dir.join("config.toml");
+        write_config(&config, &cell.dir, &file)?;
+        let result = cell.dir.join("result.json");
+        let job = Job::Judge(Box::new(JudgeJob {
+            config: file,
+            run: of.map(|of| of.dir.join("run")),
+            split,
+            outputs: cell.dir.join("outputs.jsonl"),
+            result: result.clone(),
+            command,
+            directory: comparison.directory.clone(),
+            forgetting,
+            latency,
+        }));
+        let judgement = self.job(&cell, &job, &result, true)?;
+        Ok((cell, judgement))
+    }
+}
+
+/// The configuration without the data that scores are measured on.
+fn without_test(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.data.test.clear();
+    config
+}
+
+fn was_interrupted(run: &Path) -> bool {
+    let summary = crate::report::Summary::read(run);
+    summary.is_ok_and(|summary| summary.ended == crate::report::Ending::Interrupted)
+}
+
+/// Writes the configuration, unless it is there.
+fn write_config(config: &Config, dir: &Path, file: &Path) -> Result<()> {
+    if file.is_file() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir).map_err(|error| output_error("create the directory", dir, &error))?;
+    let config = Config { out: dir.join("run"), ..config.clone() };
+    write_atomically(file, config.to_toml()?.as_bytes())
+}
+
+/// Reads what a child has written.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|error| output_error("read", path, &error))?;
+    serde_json::from_str(&text).map_err(|error| {
+        Error::output(format!("{} is damaged: {error}", path.display()))
+            .help("remove its directory; the same command makes it again")
+    })
+}
