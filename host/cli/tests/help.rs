@@ -14,9 +14,20 @@ fn help_lists_every_command_and_the_exit_codes() {
     let output = liftplan(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let help = String::from_utf8(output.stdout).unwrap();
-    for word in
-        ["inspect", "scan", "plan", "train", "data", "eval", "generate", "export", "doctor", "Exit codes:", "130"]
-    {
+    for word in [
+        "inspect",
+        "scan",
+        "plan",
+        "train",
+        "data",
+        "eval",
+        "compare",
+        "generate",
+        "export",
+        "doctor",
+        "Exit codes:",
+        "130",
+    ] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
 }

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod compare;
 mod config;
 mod data;
 mod fixture;
@@ -105,8 +106,13 @@ fn outputs_that_cannot_be() {
 }
 
 #[test]
+fn comparisons_that_cannot_be() {
+    check(&compare::CASES);
+}
+
+#[test]
 fn there_are_enough_of_them() {
-    let cases = [&config::CASES[..], &model::CASES, &data::CASES, &plan::CASES, &output::CASES];
+    let cases = [&config::CASES[..], &model::CASES, &data::CASES, &plan::CASES, &output::CASES, &compare::CASES];
     let names: std::collections::BTreeSet<&str> =
         cases.iter().flat_map(|cases| cases.iter().map(|case| case.name)).collect();
     assert_eq!(names.len(), cases.iter().map(|cases| cases.len()).sum::<usize>(), "two cases have the same name");

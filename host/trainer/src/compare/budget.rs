@@ -48,10 +48,11 @@ pub(super) struct WrittenBudget {
 
 impl WrittenBudget {
     pub(super) fn resolve(&self) -> Result<Budget> {
-        let set: Vec<&str> = [("steps", self.steps.is_some()), ("tokens", self.tokens.is_some()), ("seconds", self.seconds.is_some())]
-            .into_iter()
-            .filter_map(|(name, is_set)| is_set.then_some(name))
-            .collect();
+        let set: Vec<&str> =
+            [("steps", self.steps.is_some()), ("tokens", self.tokens.is_some()), ("seconds", self.seconds.is_some())]
+                .into_iter()
+                .filter_map(|(name, is_set)| is_set.then_some(name))
+                .collect();
         if let [first, second, ..] = set[..] {
             return Err(Error::config(format!("`budget.{first}` and `budget.{second}` are both set"))
                 .help("keep one of them; budget.memory can stand beside it"));
@@ -84,10 +85,8 @@ fn bytes(text: &str) -> Result<u64> {
         ("B", 1.0),
     ];
     let trimmed = text.trim();
-    let (number, factor) = UNITS
-        .iter()
-        .find_map(|(unit, factor)| Some((trimmed.strip_suffix(unit)?, *factor)))
-        .unwrap_or((trimmed, 1.0));
+    let (number, factor) =
+        UNITS.iter().find_map(|(unit, factor)| Some((trimmed.strip_suffix(unit)?, *factor))).unwrap_or((trimmed, 1.0));
     match number.trim().parse::<f64>() {
         Ok(number) if number.is_finite() && number * factor >= 1.0 => Ok((number * factor) as u64),
         _ => Err(Error::config(format!("`budget.memory` is no size in bytes: \"{text}\""))
@@ -131,7 +130,9 @@ pub fn steps_for_seconds(budget_s: f64, step_s: f64) -> u64 {
 /// The length of training in words.
 pub fn in_words(length: BudgetLength, config: &Config) -> String {
     match (length, config.train.length()) {
-        (BudgetLength::Steps(steps), _) | (BudgetLength::AsConfigured, Length::Steps(steps)) => format!("{steps} steps"),
+        (BudgetLength::Steps(steps), _) | (BudgetLength::AsConfigured, Length::Steps(steps)) => {
+            format!("{steps} steps")
+        }
         (BudgetLength::AsConfigured, Length::Epochs(epochs)) => {
             format!("{epochs} {} over the training data", if epochs == 1.0 { "pass" } else { "passes" })
         }

@@ -59,7 +59,9 @@ impl Child<'_> {
         let mut asked_to_stop = false;
         let mut over: Option<u64> = None;
         let status = loop {
-            if let Some(status) = child.try_wait().map_err(|error| Error::internal(format!("a child is lost: {error}")))? {
+            if let Some(status) =
+                child.try_wait().map_err(|error| Error::internal(format!("a child is lost: {error}")))?
+            {
                 break status;
             }
             if stop.load(Ordering::Relaxed) && !asked_to_stop {

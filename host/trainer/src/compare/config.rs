@@ -202,8 +202,9 @@ fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
     let seeds = written.search.seeds.unwrap_or_else(|| vec![first.config.seed]);
     check_seeds(&seeds)?;
     if first.config.data.test.is_empty() {
-        return Err(Error::config("there is no test data, and scores are measured on it")
-            .help("set test in [run.data]; learning rates are chosen on the validation data, and never on the test data"));
+        return Err(Error::config("there is no test data, and scores are measured on it").help(
+            "set test in [run.data]; learning rates are chosen on the validation data, and never on the test data",
+        ));
     }
     if first.learning_rates.len() > 1 && !first.config.data.has_validation() {
         return Err(Error::config(format!(
@@ -231,7 +232,8 @@ fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
             }
         }
     }
-    let forgetting = written.forgetting.map(|forgetting| Forgetting { data: directory.join(forgetting.data), ..forgetting });
+    let forgetting =
+        written.forgetting.map(|forgetting| Forgetting { data: directory.join(forgetting.data), ..forgetting });
     if let Some(missing) = forgetting.as_ref().filter(|forgetting| !forgetting.data.is_file()) {
         return Err(Error::config(format!("`forgetting.data`: there is no file {}", missing.data.display())));
     }
@@ -255,10 +257,9 @@ fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
 
 /// The base configuration with `[run]` over it.
 fn shared_layer(file: &Layer, written: &Written, directory: &Path) -> Result<Layer> {
-    for (key, help) in [
-        ("out", "the comparison's directory is `out`, outside [run]"),
-        ("seed", "the seeds are search.seeds"),
-    ] {
+    for (key, help) in
+        [("out", "the comparison's directory is `out`, outside [run]"), ("seed", "the seeds are search.seeds")]
+    {
         if written.run.contains_key(key) {
             return Err(Error::config(format!("`run.{key}` has no effect in a comparison")).help(help));
         }
@@ -266,8 +267,7 @@ fn shared_layer(file: &Layer, written: &Written, directory: &Path) -> Result<Lay
     let run = file.part(written.run.clone(), "run").absolute(directory)?;
     let Some(base) = &written.base else { return Ok(run) };
     let path = directory.join(base);
-    let (base, _) = Layer::load(&path, &[])
-        .map_err(|error| if path.is_file() { error } else { error.at("`base`") })?;
+    let (base, _) = Layer::load(&path, &[]).map_err(|error| if path.is_file() { error } else { error.at("`base`") })?;
     Ok(run.over(base.absolute(path.parent().unwrap_or(directory))?))
 }
 
@@ -326,8 +326,10 @@ fn method_layer(file: &Layer, table: &WrittenMethod, path: &str, has_rates: bool
     };
     for (setting, instead) in SHARED {
         if has(setting) {
-            return Err(Error::config(format!("`{path}.{setting}` cannot differ between methods, which share data, order and budget"))
-                .help(format!("set it for all of them, as {instead}")));
+            return Err(Error::config(format!(
+                "`{path}.{setting}` cannot differ between methods, which share data, order and budget"
+            ))
+            .help(format!("set it for all of them, as {instead}")));
         }
     }
     if has_rates && has("optimizer.lr") {

@@ -315,7 +315,8 @@ fn train(site: &Site<'_>, name: &str, lr: f64, seed: u64, config: Config, valida
             let (_, judged) = site.judge(Some(&cell), "", &config, Split::Validation, false)?;
             judged.and_then(|judged| {
                 let score = judged.scores.get(&site.comparison.score.name).copied();
-                let score = score.ok_or_else(|| Failure::new(format!("no {} that is a number", site.comparison.score.name)))?;
+                let score =
+                    score.ok_or_else(|| Failure::new(format!("no {} that is a number", site.comparison.score.name)))?;
                 Ok(Trained { validation: Some(score), ..trained })
             })
         }
@@ -351,7 +352,10 @@ fn choose(result: &MethodResults, site: &Site<'_>) -> Option<usize> {
 fn control(site: &Site<'_>, method: &Method, cell: &Cell) -> Result<Option<Method>> {
     let file = cell.dir.join("plan.json");
     let plan = plan::file::read(&file)?;
-    if method.config.policy.name == policy::CONTROL || !plan.picks.is_empty() || !is_selection(&plan, &site.base.inventory) {
+    if method.config.policy.name == policy::CONTROL
+        || !plan.picks.is_empty()
+        || !is_selection(&plan, &site.base.inventory)
+    {
         return Ok(None);
     }
     let settings = Map::from_iter([("like".to_string(), Value::String(file.display().to_string()))]);

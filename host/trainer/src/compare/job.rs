@@ -220,7 +220,15 @@ fn judge(job: &JudgeJob, observer: &mut dyn Observer) -> Result<Judgement> {
         (None, Some(latency)) => (vec![time(&model.decoder, "weights", latency, &prompt(latency))?], None),
         (None, None) => (Vec::new(), None),
     };
-    Ok(Judgement { split: job.split, examples: outcome.examples.len(), scores, seconds, general_loss, latency, deployed })
+    Ok(Judgement {
+        split: job.split,
+        examples: outcome.examples.len(),
+        scores,
+        seconds,
+        general_loss,
+        latency,
+        deployed,
+    })
 }
 
 fn evaluate(
@@ -230,8 +238,7 @@ fn evaluate(
     micro_batch_tokens: usize,
     observer: &mut dyn Observer,
 ) -> Result<eval::Outcome> {
-    let job =
-        eval::Job { decoder: &model.decoder, tokenizer: &model.base.tokenizer, data, config, micro_batch_tokens };
+    let job = eval::Job { decoder: &model.decoder, tokenizer: &model.base.tokenizer, data, config, micro_batch_tokens };
     job.run(observer)
 }
 
@@ -328,7 +335,8 @@ fn deployment(
 /// Medians over the repeats of the time to the first token after `tokens`' prompt, and of the time a token after that.
 fn time(decoder: &Decoder, form: &str, latency: Latency, tokens: &[u32]) -> Result<Timing> {
     let failed = |error: liftplan_engine::EngineError| Error::train(format!("timing: {error}"));
-    let (prompt, rest) = tokens.split_at(latency.prompt_tokens.min(tokens.len().saturating_sub(1)).max(1).min(tokens.len()));
+    let (prompt, rest) =
+        tokens.split_at(latency.prompt_tokens.min(tokens.len().saturating_sub(1)).max(1).min(tokens.len()));
     let (mut first, mut next) = (Vec::new(), Vec::new());
     for _ in 0..latency.repeats {
         let mut cache = decoder.cache();

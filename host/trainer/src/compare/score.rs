@@ -87,19 +87,21 @@ impl WrittenScore {
                 let error = Error::config(format!("`score.name`: this task has no score \"{name}\""));
                 return Err(match suggest::nearest(&name, known.iter().copied()) {
                     Some(near) => error.help(format!("did you mean \"{near}\"?")),
-                    None => error.help(format!(
-                        "it has {}; a score of your own needs score.command",
-                        suggest::list(&known)
-                    )),
+                    None => {
+                        error.help(format!("it has {}; a score of your own needs score.command", suggest::list(&known)))
+                    }
                 });
             }
         };
         let better = if LOWER.contains(&name.as_str()) { Better::Lower } else { Better::Higher };
         if self.better.is_some_and(|written| written != better) {
-            return Err(Error::config(format!("`score.better`: of {name}, {} is better", match better {
-                Better::Higher => "more",
-                Better::Lower => "less",
-            }))
+            return Err(Error::config(format!(
+                "`score.better`: of {name}, {} is better",
+                match better {
+                    Better::Higher => "more",
+                    Better::Lower => "less",
+                }
+            ))
             .help("leave it out; it is for score.command"));
         }
         Ok(Score { name, better, command: None })
@@ -118,7 +120,8 @@ impl Score {
                 .help("it reads the model's outputs as JSONL on standard input, and its last line is a number")
         };
         let (program, arguments) = command.split_first().ok_or_else(|| failed("is empty".into()))?;
-        let input = std::fs::File::open(outputs).map_err(|error| crate::files::output_error("open", outputs, &error))?;
+        let input =
+            std::fs::File::open(outputs).map_err(|error| crate::files::output_error("open", outputs, &error))?;
         let output = Command::new(program)
             .args(arguments)
             .current_dir(directory)
@@ -131,7 +134,11 @@ impl Score {
         let said = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             let last = said.lines().last().unwrap_or_default().trim().to_string();
-            return Err(failed(format!("failed ({}){}", output.status, if last.is_empty() { last } else { format!(": {last}") })));
+            return Err(failed(format!(
+                "failed ({}){}",
+                output.status,
+                if last.is_empty() { last } else { format!(": {last}") }
+            )));
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::Options;
 use super::child::{Child, End};
 use super::config::{Comparison, Method};
 use super::job::{Job, JudgeJob, Judgement, PlanCost, Split};
 use super::queue::stopped;
 use super::store::{Cell, Ended, Failure, Inputs, Store};
-use super::Options;
 use crate::config::Config;
 use crate::files::{output_error, write_atomically};
 use crate::model::BaseModel;
@@ -94,7 +94,13 @@ impl<'a> Site<'a> {
     }
 
     /// A child that does a job, and what it found.
-    fn job<T: DeserializeOwned>(&self, cell: &Cell, job: &Job, result: &Path, cache: bool) -> Result<Result<T, Failure>> {
+    fn job<T: DeserializeOwned>(
+        &self,
+        cell: &Cell,
+        job: &Job,
+        result: &Path,
+        cache: bool,
+    ) -> Result<Result<T, Failure>> {
         let ended = self.run_cell(cell, || {
             let file = cell.dir.join("job.json");
             let text = serde_json::to_string_pretty(job).map_err(|error| Error::internal(format!("a job: {error}")))?;
@@ -131,7 +137,8 @@ impl<'a> Site<'a> {
         let ended = self.run_cell(&cell, || {
             let file = cell.dir.join("config.toml");
             write_config(&config, &cell.dir, &file)?;
-            let mut arguments = vec!["train".into(), file.display().to_string(), "--out".into(), run.display().to_string()];
+            let mut arguments =
+                vec!["train".into(), file.display().to_string(), "--out".into(), run.display().to_string()];
             let goes_on = run.join("checkpoints").is_dir() && !run.join("summary.json").is_file();
             if goes_on || was_interrupted(&run) {
                 arguments.push("--resume".into());
@@ -143,10 +150,13 @@ impl<'a> Site<'a> {
             child.memory_limit = limit;
             Ok(child)
         })?;
-        Ok((cell, match ended {
-            Ended::Done { .. } => Ok(()),
-            Ended::Failed(failure) => Err(failure),
-        }))
+        Ok((
+            cell,
+            match ended {
+                Ended::Done { .. } => Ok(()),
+                Ended::Failed(failure) => Err(failure),
+            },
+        ))
     }
 
     /// Judges the run of a cell, or the untouched model.

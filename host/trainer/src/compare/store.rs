@@ -97,7 +97,8 @@ impl Store {
     /// When it holds something else, is in use, or can't be made.
     pub fn open(root: &Path, retry: bool) -> Result<Self> {
         if root.exists() && !root.join("cells").is_dir() {
-            let entries = std::fs::read_dir(root).map_err(|error| output_error("use as a comparison's directory", root, &error))?;
+            let entries = std::fs::read_dir(root)
+                .map_err(|error| output_error("use as a comparison's directory", root, &error))?;
             if entries.flatten().any(|entry| entry.file_name() != ".lock") {
                 return Err(Error::output(format!("{} is not empty and holds no comparison", root.display()))
                     .help("choose another directory with --out"));
@@ -144,7 +145,8 @@ impl Store {
     /// When it can't be written.
     pub fn end(&self, cell: &Cell, ended: &Ended) -> Result<()> {
         let record = Record { hash: cell.hash.clone(), ended: ended.clone(), inputs: cell.inputs.clone() };
-        let text = serde_json::to_string_pretty(&record).map_err(|error| Error::internal(format!("a cell: {error}")))?;
+        let text =
+            serde_json::to_string_pretty(&record).map_err(|error| Error::internal(format!("a cell: {error}")))?;
         write_atomically(&cell.dir.join("cell.json"), text.as_bytes())
     }
 
@@ -226,7 +228,10 @@ mod tests {
         drop(store);
 
         let store = Store::open(&root, false).unwrap();
-        assert_eq!(store.ended(&store.cell("LoRA, lr 0.004 · seed 1", inputs("a"))), Some(Ended::Done { seconds: 1.5 }));
+        assert_eq!(
+            store.ended(&store.cell("LoRA, lr 0.004 · seed 1", inputs("a"))),
+            Some(Ended::Done { seconds: 1.5 })
+        );
         let others = [
             inputs("b"),
             Inputs { model: "n".into(), ..inputs("a") },

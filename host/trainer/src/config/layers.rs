@@ -7,10 +7,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::Config;
 use super::places::Places;
 use super::resolve::{POLICY_FILES, model_reference, normal, resolve};
 use super::source::{self, ALTERNATIVES, Source};
-use super::Config;
 use crate::{Error, ErrorKind, Result};
 
 /// Settings and the places where they were written.
@@ -115,7 +115,8 @@ impl Layer {
 
     /// Puts one setting in its place, dropping those that exclude it.
     pub fn set(self, path: &str, value: Value) -> Self {
-        let nested = path.rsplit('.').fold(value, |inner, key| Value::Object(Map::from_iter([(key.to_string(), inner)])));
+        let nested =
+            path.rsplit('.').fold(value, |inner, key| Value::Object(Map::from_iter([(key.to_string(), inner)])));
         let value = match nested {
             Value::Object(value) => value,
             _ => Map::new(),
@@ -151,7 +152,8 @@ mod tests {
         Layer::parse(text, shown, &[]).unwrap().absolute(Path::new(directory)).unwrap()
     }
 
-    const BASE: &str = "model = 'm.gguf'\n[data]\ntrain = 'a.jsonl'\n[policy]\nname = 'lora'\nrank = 4\n[train]\nepochs = 2.0";
+    const BASE: &str =
+        "model = 'm.gguf'\n[data]\ntrain = 'a.jsonl'\n[policy]\nname = 'lora'\nrank = 4\n[train]\nepochs = 2.0";
 
     #[test]
     fn upper_layers_win_and_paths_belong_to_their_files() {
@@ -168,7 +170,8 @@ mod tests {
 
     #[test]
     fn a_policy_without_a_name_only_changes_settings() {
-        let config = layer("[policy]\nrank = 2", "u", "/u").over(layer(BASE, "b", "/b")).resolve(Path::new("/u/u")).unwrap();
+        let config =
+            layer("[policy]\nrank = 2", "u", "/u").over(layer(BASE, "b", "/b")).resolve(Path::new("/u/u")).unwrap();
         assert_eq!((config.policy.name.as_str(), &config.policy.settings["rank"]), ("lora", &Value::from(2)));
     }
 

@@ -195,7 +195,8 @@ impl Job<'_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let (mut truth, mut answers) = (Vec::new(), Vec::new());
-        for ((example, answer), judged) in examples.iter().zip(self.answers(examples, observer)?).zip(judged.iter_mut()) {
+        for ((example, answer), judged) in examples.iter().zip(self.answers(examples, observer)?).zip(judged.iter_mut())
+        {
             truth.push(label(example)?);
             answers.push(self.data.labels.iter().position(|label| label.trim() == answer.trim()));
             judged.answer = Some(answer);
@@ -235,12 +236,7 @@ impl Job<'_> {
     }
 }
 
-fn label_scores(
-    truth: &[usize],
-    answers: &[Option<usize>],
-    scores: &mut BTreeMap<String, f64>,
-    judged: &mut [Judged],
-) {
+fn label_scores(truth: &[usize], answers: &[Option<usize>], scores: &mut BTreeMap<String, f64>, judged: &mut [Judged]) {
     scores.insert("accuracy".to_string(), metrics::accuracy(truth, answers));
     scores.insert("macro_f1".to_string(), metrics::macro_f1(truth, answers));
     for ((truth, answer), judged) in truth.iter().zip(answers).zip(judged) {

@@ -64,13 +64,16 @@ impl Settings {
                 ("blocks", settings.blocks.is_some()),
             ] {
                 if is_set {
-                    return Err(Error::config(format!("`policy.{name}` has no effect: policy.like says how much trains"))
-                        .help("keep one of them"));
+                    return Err(Error::config(format!(
+                        "`policy.{name}` has no effect: policy.like says how much trains"
+                    ))
+                    .help("keep one of them"));
                 }
             }
             if let Like::File(path) = like {
-                let plan = file::read(path.as_ref())
-                    .map_err(|error| Error::config(format!("`policy.like`: {}", error.message())).help("name a plan.json"))?;
+                let plan = file::read(path.as_ref()).map_err(|error| {
+                    Error::config(format!("`policy.like`: {}", error.message())).help("name a plan.json")
+                })?;
                 *like = Like::Entries(plan.entries);
             }
             return Ok(settings);
@@ -93,8 +96,7 @@ impl Settings {
     fn candidates(&self, view: &ModelView<'_>) -> Result<Vec<bool>> {
         let linear = Eligible { test: |info| info.kind == Kind::Linear, what: "linear layer's weight" };
         let everything = Patterns(vec!["all-linear".into()]);
-        let mut chosen =
-            select::choose("policy.targets", self.targets.as_ref().unwrap_or(&everything), view, &linear)?;
+        let mut chosen = select::choose("policy.targets", self.targets.as_ref().unwrap_or(&everything), view, &linear)?;
         if let Some(blocks) = &self.blocks {
             blocks.check("policy.blocks", view)?;
             for (flag, info) in chosen.iter_mut().zip(view.tensors()) {
@@ -168,7 +170,8 @@ fn draw(settings: &Settings, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>
     }
     for info in view.tensors() {
         let layer = info.name.strip_suffix(".bias");
-        let with_its_weight = layer.is_some_and(|layer| drawn.iter().any(|d| d.name.strip_suffix(".weight") == Some(layer)));
+        let with_its_weight =
+            layer.is_some_and(|layer| drawn.iter().any(|d| d.name.strip_suffix(".weight") == Some(layer)));
         if with_its_weight || drawn.iter().any(|d| d.name == info.name) {
             builder.train(&info.name)?;
         }

@@ -100,7 +100,7 @@ fn full_trains_everything_or_what_is_chosen() {
 fn bad_settings_are_refused_with_the_place() {
     refused(
         "name = \"lroa\"",
-        "c.toml:5: `policy.name`: there is no policy \"lroa\"\n  help: did you mean \"lora\"? There are lora, full and spectrum",
+        "c.toml:5: `policy.name`: there is no policy \"lroa\"\n  help: did you mean \"lora\"? There are lora, full, spectrum and random",
         2,
     );
     refused(

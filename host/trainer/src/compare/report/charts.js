@@ -13,11 +13,13 @@ function chart(caption, draw, extra, below) {
   return { figure, redraw };
 }
 
-// About `count` round values that cover the range.
-function ticks(low, high, count) {
+// About `count` round values that cover the range. Bytes are round in powers of two; `least` is the smallest step.
+function ticks(low, high, count, { binary = false, least = 0 } = {}) {
   if (!(high > low)) return [low];
-  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 5, 10].find((m) => m * power >= rough) || 10);
+  const rough = Math.max((high - low) / count, least);
+  const unit = binary ? 1024 ** Math.floor(Math.log(rough) / Math.log(1024)) : 1;
+  const power = unit * 10 ** Math.floor(Math.log10(rough / unit));
+  const step = power * ([1, 2, 5, 10].find((m) => m * power >= rough * 0.999999) || 10);
   const values = [];
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) values.push(Number(value.toPrecision(12)));
   return values;
@@ -43,7 +45,7 @@ function frame(width, height, x, y) {
     group.append(s("line", { class: "axis", x1: left, x2: width - 10, y1: py(value), y2: py(value) }),
       s("text", { x: left - 7, y: py(value) + 4, "text-anchor": "end" }, y.show(value)));
   }
-  for (const value of ticks(x.low, x.high, Math.max(2, Math.floor(width / 110)))) {
+  for (const value of ticks(x.low, x.high, Math.max(2, Math.floor(width / 110)), x.ticks)) {
     group.append(s("text", { x: px(value), y: bottom + 17, "text-anchor": "middle" }, x.show(value)));
   }
   group.append(s("text", { x: (left + width - 10) / 2, y: height - 4, "text-anchor": "middle" }, x.title),
@@ -72,16 +74,16 @@ function label(points, width, taken) {
 }
 
 // Score against a cost. `points` are {row, cost, score, interval, frontier}.
-function scatter(caption, points, cost, show, scoreName, base) {
+function scatter(caption, points, cost, show, scoreName, base, ticks) {
   const draw = (width) => {
     const height = Math.round(Math.min(360, Math.max(270, width * 0.62)));
     const [low, high] = extent([...points.map((p) => p.score), ...(missing(base) ? [] : [base])], 0.1);
     const [near, far] = extent(points.map((p) => p.cost), 0.14, 0);
-    const { group, px, py, left } = frame(width, height, { low: near, high: far, title: cost, show }, { low, high, title: scoreName, show: trimmed });
+    const { group, px, py, left } = frame(width, height, { low: near, high: far, title: cost, show, ticks }, { low, high, title: scoreName, show: trimmed });
     const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${scoreName} against ${cost}` }, group);
     if (!missing(base)) {
       svg.append(s("line", { class: "zero", x1: left, x2: width - 10, y1: py(base), y2: py(base) }),
-        s("text", { x: width - 12, y: py(base) - 6, "text-anchor": "end" }, "untouched model"));
+        s("text", { x: width - 12, y: py(base) + 15, "text-anchor": "end" }, "untouched model"));
     }
     const front = points.filter((p) => p.frontier).sort((a, b) => a.cost - b.cost);
     if (front.length > 1) {
@@ -99,6 +101,7 @@ function scatter(caption, points, cost, show, scoreName, base) {
     });
     const at = points.map((p) => ({ x: px(p.cost), y: py(p.score), name: p.row.name.length > 26 ? p.row.name.slice(0, 25) + "…" : p.row.name }));
     const dots = at.map(({ x, y }) => [x - 8, y - 8, x + 8, y + 8]);
+    if (!missing(base)) dots.push([width - 110, py(base) + 2, width, py(base) + 18]);
     svg.append(...label(at, width, dots), ...marks);
     return svg;
   };
@@ -117,7 +120,7 @@ function curves(rows) {
     const seen = drawn.filter((row) => !hidden.has(row.name));
     const all = (seen.length ? seen : drawn).flatMap((row) => row.curve);
     const [low, high] = extent(all.map((p) => p.loss), 0.04, 0);
-    const x = { low: 0, high: Math.max(...all.map((p) => p[by])), title: by === "step" ? "steps" : "seconds of training", show: grouped };
+    const x = { low: 0, high: Math.max(...all.map((p) => p[by])), title: by === "step" ? "steps" : "seconds of training", show: grouped, ticks: { least: 1 } };
     const { group, px, py, left, bottom } = frame(width, height, x, { low, high, title: "training loss, nats a token", show: trimmed });
     const cursor = s("line", { class: "zero", y1: 22, y2: bottom, visibility: "hidden" });
     const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "training loss" }, group, cursor);

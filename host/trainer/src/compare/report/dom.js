@@ -42,6 +42,7 @@ function bytes(value) {
 }
 
 function duration(seconds) {
+  if (seconds < 0.00005) return "< 0.1 ms";
   if (seconds < 0.9995) return (1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0) + " ms";
   if (seconds < 59.95) return seconds.toFixed(1) + " s";
   const whole = Math.round(seconds), two = (n) => String(n).padStart(2, "0");

@@ -56,7 +56,8 @@ function whiskers() {
   };
 }
 
-const share = (row) => `${compact(row.trainable_parameters)} (${(100 * row.trainable_parameters / setup.parameters).toPrecision(2)} %)`;
+const percent = (value) => `${value >= 10 ? value.toFixed(0) : value.toPrecision(2)} %`;
+const share = (row) => `${compact(row.trainable_parameters)} (${percent(100 * row.trainable_parameters / setup.parameters)})`;
 const timing = (row, key) => { const best = row.latency[row.latency.length - 1]; return best ? best[key] : null; };
 
 // Of each column: its title, the value it sorts by, what it shows, what it shows of the untouched model, and what it means.
@@ -115,7 +116,7 @@ function costs() {
   if (memory.length === 0 && time.length === 0) return [];
   return [h("h2", {}, "Score against cost"),
     h("p", { class: "note" }, "The dashed line joins the methods that no other beats at their cost. Vertical lines are 95 % intervals over seeds."),
-    h("div", { class: "two" }, memory.length > 0 && scatter(`${setup.score} against peak memory`, memory, "peak memory", bytes, setup.score, baseScore),
+    h("div", { class: "two" }, memory.length > 0 && scatter(`${setup.score} against peak memory`, memory, "peak memory", bytes, setup.score, baseScore, { binary: true }),
       time.length > 0 && scatter(`${setup.score} against training time`, time, "training time", duration, setup.score, baseScore))];
 }
 

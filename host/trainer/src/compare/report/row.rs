@@ -10,7 +10,7 @@ use super::super::grid::{MethodResults, Results, Trained, later_step_s};
 use super::super::job::OutputLine;
 use super::super::score::Better;
 use super::super::site::Site;
-use super::super::stats::{Pair, Paired, interval, judge, mean, median};
+use super::super::stats::{Interval, Pair, Paired, interval, judge, mean, median};
 use super::{BaseRow, Estimate, Memory, Point, Row, SeedRow, Status};
 use crate::files::output_error;
 use crate::report::metrics::Record;
@@ -63,7 +63,7 @@ fn row(site: &Site<'_>, method: &MethodResults, base: &BaseRow) -> Result<Row> {
         .into_iter()
         .filter_map(|name| {
             let values: Option<Vec<f64>> = seeds.iter().map(|seed| seed.scores.get(name).copied()).collect();
-            Some((name.clone(), estimate(&values?)))
+            Some((name.clone(), within(name, estimate(&values?))))
         })
         .collect();
     let forgetting: Option<Vec<f64>> = base.general_loss.and_then(|before| {
@@ -124,6 +124,16 @@ fn settings(method: &MethodResults) -> Value {
 
 fn estimate(values: &[f64]) -> Estimate {
     Estimate { mean: mean(values), interval: interval(values) }
+}
+
+/// Student's interval knows nothing of the ends of a scale; what lies beyond them is cut off.
+fn within(name: &str, estimate: Estimate) -> Estimate {
+    const SHARES: [&str; 6] = ["accuracy", "macro_f1", "ece", "rouge_1", "rouge_2", "rouge_l"];
+    let clipped = |interval: Interval| match SHARES.contains(&name) {
+        true => Interval { low: interval.low.clamp(0.0, 1.0), high: interval.high.clamp(0.0, 1.0) },
+        false => interval,
+    };
+    Estimate { interval: estimate.interval.map(clipped), ..estimate }
 }
 
 fn speed(run: &Trained) -> f64 {
@@ -224,7 +234,8 @@ fn compare(
 ) {
     let name = &site.comparison.score.name;
     let higher = site.comparison.score.better == Better::Higher;
-    let scores_of = |row: &Row| -> Vec<f64> { row.seeds.iter().filter_map(|seed| seed.scores.get(name).copied()).collect() };
+    let scores_of =
+        |row: &Row| -> Vec<f64> { row.seeds.iter().filter_map(|seed| seed.scores.get(name).copied()).collect() };
     let scores: Vec<Vec<f64>> = rows.iter().map(scores_of).collect();
     let pair = |i: usize, with: &str, others: Vec<f64>, of_others: Option<&Vec<Examples>>| -> Option<Pair> {
         let complete = !scores[i].is_empty() && scores[i].len() == others.len();
@@ -239,9 +250,12 @@ fn compare(
 
     let mut families: [Vec<(usize, Pair)>; 3] = Default::default();
     for (i, row) in rows.iter().enumerate() {
-        if let Some(baseline) = position(&site.comparison.baseline).filter(|baseline| *baseline != i && row.control_of.is_none()) {
+        if let Some(baseline) =
+            position(&site.comparison.baseline).filter(|baseline| *baseline != i && row.control_of.is_none())
+        {
             let others = scores[baseline].clone();
-            families[0].extend(pair(i, &rows[baseline].name, others, examples[baseline].as_ref()).map(|pair| (i, pair)));
+            families[0]
+                .extend(pair(i, &rows[baseline].name, others, examples[baseline].as_ref()).map(|pair| (i, pair)));
         }
         if let Some(score) = base.scores.get(name) {
             let repeated = base_examples.clone().map(|examples| vec![examples; scores[i].len()]);
@@ -291,7 +305,8 @@ pub fn frontiers(rows: &mut [Row], better: Better) {
             })
         })
     };
-    let memory: Vec<_> = rows.iter().map(|row| point(row, row.memory.measured_bytes.map(|bytes| bytes as f64))).collect();
+    let memory: Vec<_> =
+        rows.iter().map(|row| point(row, row.memory.measured_bytes.map(|bytes| bytes as f64))).collect();
     let time: Vec<_> = rows.iter().map(|row| point(row, row.train_s)).collect();
     for (i, row) in rows.iter_mut().enumerate() {
         row.on_memory_frontier = !beaten(&memory, i);

@@ -14,11 +14,10 @@ struct Column {
     of_base: fn(&Report) -> String,
 }
 
-fn score(report: &Report, row: &Row) -> String {
+fn score(_: &Report, row: &Row) -> String {
     match (row.status, row.score) {
         (Status::Ok, Some(score)) => {
             let half = score.interval.map(|interval| (interval.high - interval.low) / 2.0);
-            let _ = report;
             format!("{}{}", number(score.mean), half.map_or(String::new(), |half| format!(" ± {}", number(half))))
         }
         (Status::OutOfMemory, _) => "out of memory".into(),
@@ -53,11 +52,7 @@ fn columns(report: &Report) -> Vec<Column> {
             of_base: |report| or_dash(report.base.scores.get(&report.setup.score).copied(), number),
         },
         Column { title: "vs baseline".into(), of: |_, row| against(row), of_base: |_| dash() },
-        Column {
-            title: "lr".into(),
-            of: |_, row| or_dash(row.lr, |lr| format!("{lr:e}")),
-            of_base: |_| dash(),
-        },
+        Column { title: "lr".into(), of: |_, row| or_dash(row.lr, |lr| format!("{lr:e}")), of_base: |_| dash() },
         Column { title: "memory".into(), of: |_, row| or_dash(row.memory.measured_bytes, memory), of_base: |_| dash() },
         Column {
             title: "tokens/s".into(),
@@ -70,7 +65,11 @@ fn columns(report: &Report) -> Vec<Column> {
             of: |_, row| or_dash(row.selection.as_ref(), |cost| duration(cost.seconds)),
             of_base: |_| dash(),
         },
-        Column { title: "trained".into(), of: |_, row| or_dash(row.trainable_parameters, grouped), of_base: |_| "0".into() },
+        Column {
+            title: "trained".into(),
+            of: |_, row| or_dash(row.trainable_parameters, grouped),
+            of_base: |_| "0".into(),
+        },
         Column {
             title: "deployed".into(),
             of: |_, row| or_dash(row.deployed.as_ref(), |what| memory(what.bytes)),
@@ -90,11 +89,14 @@ fn columns(report: &Report) -> Vec<Column> {
 /// Titles and cells, the untouched model first.
 fn cells(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
     let columns = columns(report);
-    let titles = std::iter::once("method".to_string()).chain(columns.iter().map(|column| column.title.clone())).collect();
-    let base = std::iter::once("untouched model".to_string()).chain(columns.iter().map(|column| (column.of_base)(report)));
+    let titles =
+        std::iter::once("method".to_string()).chain(columns.iter().map(|column| column.title.clone())).collect();
+    let base =
+        std::iter::once("untouched model".to_string()).chain(columns.iter().map(|column| (column.of_base)(report)));
     let mut rows = vec![base.collect()];
     for row in &report.methods {
-        let name = if row.name == report.setup.baseline { format!("{} (baseline)", row.name) } else { row.name.clone() };
+        let name =
+            if row.name == report.setup.baseline { format!("{} (baseline)", row.name) } else { row.name.clone() };
         rows.push(std::iter::once(name).chain(columns.iter().map(|column| (column.of)(report, row))).collect());
     }
     (titles, rows)

@@ -71,8 +71,10 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
     };
     let score = first.score.map_or(f64::NAN, |score| score.mean);
     let interval = first.score.and_then(|score| score.interval);
-    let spread = interval.map_or(String::new(), |i| format!(" (95 % interval {} to {})", number(i.low), number(i.high)));
-    let base = report.base.scores.get(name).map_or(String::new(), |b| format!("; the untouched model has {}", number(*b)));
+    let spread =
+        interval.map_or(String::new(), |i| format!(" (95 % interval {} to {})", number(i.low), number(i.high)));
+    let base =
+        report.base.scores.get(name).map_or(String::new(), |b| format!("; the untouched model has {}", number(*b)));
     say(
         said,
         StatementKind::Supported,
@@ -84,15 +86,13 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
         ),
     );
     let behind = |row: &&&Row| {
-        row.vs_base.as_ref().is_some_and(|paired| matches!(paired.finding, Finding::Worse | Finding::Undecided | Finding::Identical))
+        row.vs_base
+            .as_ref()
+            .is_some_and(|paired| matches!(paired.finding, Finding::Worse | Finding::Undecided | Finding::Identical))
     };
     let idle: Vec<&str> = ranked.iter().filter(behind).map(|row| row.name.as_str()).collect();
     if !idle.is_empty() {
-        say(
-            said,
-            StatementKind::Open,
-            format!("Not shown to be better than the untouched model: {}.", list(&idle)),
-        );
+        say(said, StatementKind::Open, format!("Not shown to be better than the untouched model: {}.", list(&idle)));
     }
 }
 
@@ -185,7 +185,13 @@ fn costs(report: &Report, said: &mut Vec<Statement>) {
     if let (Some((least, small)), Some((most, large))) = (least, most)
         && small < large
     {
-        let text = format!("{} needs the least memory, {}; {} the most, {}.", least.name, memory(*small), most.name, memory(*large));
+        let text = format!(
+            "{} needs the least memory, {}; {} the most, {}.",
+            least.name,
+            memory(*small),
+            most.name,
+            memory(*large)
+        );
         say(said, StatementKind::Supported, text);
     }
     let timed: Vec<(&Row, f64)> = report.methods.iter().filter_map(|row| Some((row, row.tokens_per_s?))).collect();
