@@ -113,7 +113,7 @@ pub fn bootstrap(differences: &[f64], weights: &[f64], seed: u64) -> Option<Inte
         for four in 0..n.div_ceil(4) {
             let words = philox(seed, [four as u32, draw as u32, 0x626f_6f74, 0]);
             for word in words.into_iter().take(n - 4 * four) {
-                let i = (u64::from(word) * n as u64 >> 32) as usize;
+                let i = ((u64::from(word) * n as u64) >> 32) as usize;
                 sum += differences[i] * weights[i];
                 weight += weights[i];
             }
