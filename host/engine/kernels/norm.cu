@@ -153,3 +153,12 @@ extern "C" __global__ void column_sums(float* parts, const bf16* dy, int n, int 
     for (int i = first; i < last; i++) sum += f32_of(dy[(u64)i * stride + c]);
     parts[(u64)blockIdx.y * n + c] = sum;
 }
+
+// out[n] += Σ over chunks of parts[chunk · stride + first + c].
+extern "C" __global__ void add_strided_parts(float* out, const float* parts, int first, int n, int stride, int chunks) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= n) return;
+    float sum = 0.f;
+    for (int i = 0; i < chunks; i++) sum += parts[(u64)i * stride + first + c];
+    out[c] += sum;
+}

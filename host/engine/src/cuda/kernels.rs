@@ -53,6 +53,9 @@ pub mod sources {
         SWIGLU = "swiglu.cu";
         LOSS = "loss.cu";
         EMBEDDING = "embedding.cu";
+        ADAMW = "adamw.cu";
+        NF4 = "nf4.cu";
+        DECODE = "decode.cu";
     }
 }
 

@@ -2,15 +2,45 @@
 //!
 //! Nothing is linked: the driver, cuBLASLt and NVRTC are opened when a [`Context`] is made, and a missing one is an
 //! error that says how to get it. Kernels are compiled for the card at hand and cached ([`kernels`]).
+//!
+//! ```text
+//! Context ── Builder ── Decoder: accumulate, losses, logits, extend, grad_norm, update
+//!                          │
+//!              plan (what fits) ── step: embed → blocks → loss → blocks back
+//!                                          │
+//!                    group (fused linear layers, adapters folded in) → gemm, ops, attention, nf4
+//! ```
 
+pub mod arena;
 pub mod attention;
+pub mod builder;
 pub mod context;
+pub mod decoder;
 pub mod gemm;
+pub mod generate;
 pub mod kernels;
 pub mod libraries;
 pub mod memory;
+pub mod nf4;
+pub mod ops;
+pub mod optim;
+pub mod plan;
 pub mod profile;
+pub mod slab;
+pub mod spec;
+pub mod trainable;
 
+mod block;
+mod group;
+
+pub use block::Level;
+pub use builder::{Builder, Data};
 pub use context::Context;
+pub use decoder::Decoder;
+pub use generate::Cache;
 pub use memory::{Buffer, View};
+pub use optim::Update;
+pub use plan::StepPlan;
 pub use profile::Kind;
+pub use spec::{AdapterSpec, ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
+pub use trainable::{MomentFormat, Trainable};

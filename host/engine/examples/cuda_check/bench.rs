@@ -1,0 +1,290 @@
+//! The peers' work on the card: a Qwen3-8B shape with random weights and tokens, median of 8 steps after 3.
+
+use std::time::Instant;
+
+use liftplan_engine::Batch;
+use liftplan_engine::cuda::{
+    AdapterSpec, Builder, Context, Decoder, Level, ModelShape, MomentFormat, Options, Role, Slot, Storage, TensorSpec,
+    Treatment, Update,
+};
+use liftplan_engine::optim::{AdamWOptions, Bf16Update};
+use liftplan_engine::rng::Random;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Lora,
+    Qlora,
+    Spectrum,
+    Qspectrum,
+    Full,
+}
+
+struct Row {
+    name: &'static str,
+    method: Method,
+    moments: MomentFormat,
+    sequence: usize,
+    batch: usize,
+    /// GiB of the whole card.
+    budget: f64,
+    goal: f64,
+    peer: &'static str,
+}
+
+const fn row(
+    name: &'static str,
+    method: Method,
+    moments: MomentFormat,
+    [sequence, batch]: [usize; 2],
+    budget: f64,
+    goal: f64,
+    peer: &'static str,
+) -> Row {
+    Row { name, method, moments, sequence, batch, budget, goal, peer }
+}
+
+use Method::*;
+use MomentFormat::{Bf16, EightBit, Wide};
+
+const ROWS: &[Row] = &[
+    row("lora-2048x4-50", Lora, Wide, [2048, 4], 50.0, 17_000.0, "14895 compiled HF, 54.3"),
+    row("lora-4096x4-78", Lora, Wide, [4096, 4], 78.0, 15_500.0, "out of memory"),
+    row("lora-512x1", Lora, Wide, [512, 1], 18.0, 10_000.0, "1917 HF + Liger, 17.9"),
+    row("lora-2048x1", Lora, Wide, [2048, 1], 17.7, 11_000.0, "6565 Unsloth, 16.2"),
+    row("lora-2048x4-19.6", Lora, Wide, [2048, 4], 19.6, 11_900.0, "10356 Unsloth, 17.7"),
+    row("lora-2048x4-17.7", Lora, Wide, [2048, 4], 17.7, 11_900.0, "10356 Unsloth, 17.7"),
+    row("lora-4096x4-19.6", Lora, Wide, [4096, 4], 19.6, 11_500.0, "9984 Unsloth, 19.6"),
+    row("qlora-2048x4-40", Qlora, EightBit, [2048, 4], 40.0, 16_400.0, "14298 Unsloth, 40.4"),
+    row("qlora-2048x4-8.1", Qlora, EightBit, [2048, 4], 8.1, 11_600.0, "10143 Unsloth, 8.1"),
+    row("qlora-4096x4-10", Qlora, EightBit, [4096, 4], 10.0, 11_300.0, "9887 Unsloth, 10.0"),
+    row("qlora-512x1", Qlora, EightBit, [512, 1], 7.0, 8_000.0, "1420 Unsloth, 6.3"),
+    row("qlora-16384x1", Qlora, EightBit, [16384, 1], 10.0, 8_800.0, "7630 Unsloth, 10.0"),
+    row("qlora-32768x1", Qlora, EightBit, [32768, 1], 13.9, 6_800.0, "5928 Unsloth, 13.9"),
+    row("spectrum-2048x4-52", Spectrum, Bf16, [2048, 4], 52.0, 17_000.0, "15570 HF + Liger, 52.3"),
+    row("spectrum-2048x4-26.2", Spectrum, Bf16, [2048, 4], 26.2, 13_500.0, "12024 HF + Liger, 26.2"),
+    row("spectrum-2048x1", Spectrum, Bf16, [2048, 1], 26.2, 11_500.0, "7442 HF + Liger, 22.0"),
+    row("spectrum8-2048x4-23", Spectrum, EightBit, [2048, 4], 23.0, 13_500.0, "11436 HF + Liger 8-bit, 23.0"),
+    row("qspectrum-2048x4-18", Qspectrum, EightBit, [2048, 4], 18.0, 12_500.0, "nobody"),
+    row("full1.7b-2048x4", Full, Wide, [2048, 4], 78.0, 0.0, "not measured"),
+];
+
+fn qwen(hidden: usize, intermediate: usize, blocks: usize, heads: usize, tied: bool) -> ModelShape {
+    ModelShape {
+        vocab: 151_936,
+        hidden,
+        intermediate,
+        blocks,
+        heads,
+        kv_heads: 8,
+        dim: 128,
+        windows: vec![None; blocks],
+        rms_eps: 1e-6,
+        tied,
+        inverse_frequencies: (0..64).map(|i| 1e6_f32.powf(-2.0 * i as f32 / 128.0)).collect(),
+    }
+}
+
+/// The blocks whose weights of each role train: what `bench_peers.py` draws (Python's random, seed 0).
+const SPECTRUM: [(Role, [usize; 9]); 7] = [
+    (Role::Q, [2, 12, 16, 24, 25, 26, 29, 31, 34]),
+    (Role::K, [3, 4, 8, 9, 13, 19, 22, 24, 30]),
+    (Role::V, [2, 6, 9, 16, 19, 23, 27, 28, 34]),
+    (Role::O, [6, 10, 19, 20, 21, 22, 27, 30, 33]),
+    (Role::Gate, [0, 3, 16, 17, 25, 28, 29, 30, 35]),
+    (Role::Up, [0, 5, 7, 10, 21, 22, 23, 25, 31]),
+    (Role::Down, [2, 4, 9, 12, 14, 15, 17, 25, 33]),
+];
+
+fn specs(shape: &ModelShape, method: Method) -> Vec<TensorSpec> {
+    use Role::{Down, Embedding, FinalNorm, Gate, Head, InputNorm, K, KNorm, O, PostNorm, Q, QNorm, Up, V};
+    let mut slots: Vec<Slot> = vec![(None, Embedding)];
+    for block in 0..shape.blocks {
+        slots.extend([InputNorm, Q, K, V, QNorm, KNorm, O, PostNorm, Gate, Up, Down].map(|role| (Some(block), role)));
+    }
+    slots.push((None, FinalNorm));
+    if !shape.tied {
+        slots.push((None, Head));
+    }
+    slots
+        .into_iter()
+        .map(|slot| {
+            let name = format!("{slot:?}");
+            let chosen = SPECTRUM.iter().find(|(role, _)| *role == slot.1);
+            let (linear, picked) = match (chosen, slot.0) {
+                (Some((_, blocks)), Some(block)) => (true, blocks.contains(&block)),
+                _ => (false, false),
+            };
+            let treatment = match method {
+                Lora | Qlora if linear => {
+                    let (a, b) = (format!("{name}.A"), format!("{name}.B"));
+                    Treatment::Adapt(AdapterSpec { rank: 16, scale: 2.0, a, b })
+                }
+                Spectrum | Qspectrum if picked => Treatment::Train,
+                Full => Treatment::Train,
+                _ => Treatment::Frozen,
+            };
+            let packed = linear && (method == Qlora || method == Qspectrum && !picked);
+            let storage = if packed { Storage::Nf4 { double: true } } else { Storage::Bf16 };
+            TensorSpec { slot, name, treatment, storage }
+        })
+        .collect()
+}
+
+/// What a step must compute, in FLOP, without computing anything twice: as `bench_peers.py` counts it.
+fn model_flop(shape: &ModelShape, method: Method, trained: usize, [sequence, batch]: [usize; 2]) -> f64 {
+    let (h, i, blocks) = (shape.hidden as f64, shape.intermediate as f64, shape.blocks as f64);
+    let (d, kv) = ((shape.heads * shape.dim) as f64, (shape.kv_heads * shape.dim) as f64);
+    let linear = blocks * (2.0 * h * d + 2.0 * h * kv + 3.0 * h * i);
+    let (head, tokens) = (shape.vocab as f64 * h, (sequence * batch) as f64);
+    let attention = 2.0 * tokens * sequence as f64 * d * blocks;
+    let forward = tokens * 2.0 * (linear + head) + attention;
+    let backward = tokens * 2.0 * (linear + head) + 2.0 * attention;
+    let adapters = if matches!(method, Lora | Qlora) { 4.0 * tokens * trained as f64 } else { 0.0 };
+    forward + backward + 2.0 * tokens * trained as f64 + adapters
+}
+
+fn batch(shape: &ModelShape, [sequence, batch]: [usize; 2], seed: u32) -> Batch {
+    let mut random = Random::new(7, seed);
+    let targets = vec![true; sequence];
+    let documents: Vec<Vec<u32>> =
+        (0..batch).map(|_| (0..sequence).map(|_| random.next_u32() % shape.vocab as u32).collect()).collect();
+    Batch::pack(documents.iter().map(|ids| (ids.as_slice(), targets.as_slice())))
+}
+
+fn step(decoder: &mut Decoder, batch: &Batch, updates: &[Update]) -> f64 {
+    let options = AdamWOptions { betas: (0.9, 0.999), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 1 };
+    decoder.clear_grads();
+    let loss = decoder.accumulate(batch, 1.0 / batch.target_count() as f32).unwrap();
+    decoder.update(&options, updates, 1.0).unwrap();
+    decoder.context().synchronize().unwrap();
+    loss.mean()
+}
+
+/// Runs the rows whose names contain one of `names` (all without); gives whether any failed.
+pub fn run(context: &Context, names: &str, profile: bool) -> bool {
+    let wanted = |row: &&Row| names.is_empty() || names.split(',').any(|name| row.name.contains(name));
+    let (free, total) = context.memory().unwrap();
+    println!("the card holds {:.2} GiB, {:.2} are taken before the model", gib(total), gib(total - free));
+    println!(
+        "| row | tok/s | ms a step | GiB of the card | of it the engine | predicted | model TFLOP/s | of 679 | first step s | peer | goal |"
+    );
+    let mut failed = false;
+    let mut current: Option<(Method, MomentFormat, Decoder)> = None;
+    for row in ROWS.iter().filter(wanted) {
+        let shape = match row.method {
+            Full => qwen(2048, 6144, 28, 16, true),
+            _ => qwen(4096, 12288, 36, 32, false),
+        };
+        if current.as_ref().is_none_or(|(method, moments, _)| (*method, *moments) != (row.method, row.moments)) {
+            current = None;
+            let started = Instant::now();
+            let options = Options { moments: row.moments, narrow_grads: true, masters: false };
+            let built = Builder::new(context, &shape, &specs(&shape, row.method), options)
+                .and_then(|mut builder| builder.randomise(0.02, 0.01, 1).map(|()| builder.finish()));
+            match built {
+                Ok(decoder) => {
+                    println!(
+                        "built {:?} in {:.1} s, {:.2} GiB",
+                        row.method,
+                        started.elapsed().as_secs_f64(),
+                        gib(decoder.model_bytes())
+                    );
+                    current = Some((row.method, row.moments, decoder));
+                }
+                Err(error) => {
+                    println!("| {} | {error} |", row.name);
+                    failed = true;
+                    continue;
+                }
+            }
+        }
+        let Some((_, _, decoder)) = &mut current else { continue };
+        failed |= !measure(context, row, &shape, decoder, profile);
+    }
+    failed
+}
+
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / (1_u64 << 30) as f64
+}
+
+fn measure(context: &Context, row: &Row, shape: &ModelShape, decoder: &mut Decoder, profile: bool) -> bool {
+    decoder.release_arena().unwrap();
+    decoder.set_budget(Some((row.budget * (1_u64 << 30) as f64) as usize));
+    context.reset_peak();
+    let updates: Vec<Update> =
+        (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
+    let trained: usize = decoder.trainables().iter().map(|trainable| trainable.len()).sum();
+    let batches: Vec<Batch> = (0..4).map(|seed| batch(shape, [row.sequence, row.batch], seed)).collect();
+    if let Err(error) = decoder.prepare(&updates) {
+        println!("| {} | {error} |", row.name);
+        return false;
+    }
+    let plan = match decoder.choose_plan(&batches[0]) {
+        Ok(plan) => plan,
+        Err(error) => {
+            println!("| {} | {error} |", row.name);
+            return false;
+        }
+    };
+    let predicted = decoder.model_bytes() + decoder.needed(&batches[0], &plan).unwrap();
+    let (mut seconds, mut losses, mut first) = (Vec::new(), Vec::new(), 0.0);
+    for i in 0..11 {
+        let started = Instant::now();
+        losses.push(step(decoder, &batches[i % 4], &updates));
+        let took = started.elapsed().as_secs_f64();
+        if i == 0 {
+            first = took;
+        }
+        if i >= 3 {
+            seconds.push(took);
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = (seconds[3] + seconds[4]) / 2.0;
+    let (free, total) = context.memory().unwrap();
+    let tera = model_flop(shape, row.method, trained, [row.sequence, row.batch]) / median / 1e12;
+    let (_, engine) = context.allocated_bytes();
+    println!(
+        "| {} | {:.0} | {:.1} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} % | {:.2} | {} | {:.0} |",
+        row.name,
+        (row.sequence * row.batch) as f64 / median,
+        median * 1e3,
+        gib(total - free),
+        gib(engine),
+        gib(predicted),
+        tera,
+        tera / 6.79,
+        first,
+        row.peer,
+        row.goal
+    );
+    println!(
+        "    {} blocks keep all, {} their products, {} their input; {} rows of the feed-forward layer, {} of the logits at once; losses {:.3} … {:.3}; steps {:.1} to {:.1} ms",
+        plan.count(Level::All),
+        plan.count(Level::Products),
+        plan.count(Level::Input),
+        plan.mlp_rows,
+        plan.loss_rows,
+        losses[0],
+        losses[10],
+        seconds[0] * 1e3,
+        seconds[7] * 1e3
+    );
+    if profile {
+        context.start_profile();
+        step(decoder, &batches[0], &updates);
+        if let Some(times) = context.end_profile().unwrap() {
+            let sum: f64 = times.by_kind.values().map(|(ms, _)| ms).sum();
+            for (kind, (ms, pieces)) in &times.by_kind {
+                println!(
+                    "    {:<16} {ms:8.2} ms  {:5.1} %  {pieces} pieces",
+                    format!("{kind:?}"),
+                    100.0 * ms / times.total_ms
+                );
+            }
+            println!("    {:<16} {:8.2} ms of {:.2}", "between", times.total_ms - sum, times.total_ms);
+        }
+    }
+    losses.iter().all(|loss| loss.is_finite())
+}

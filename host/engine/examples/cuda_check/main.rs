@@ -1,0 +1,99 @@
+//! The GPU engine checked and measured on the card at hand.
+//!
+//!     cargo run --release -p liftplan-engine --example cuda_check -- check
+//!     cargo run --release -p liftplan-engine --example cuda_check -- bench [--rows lora-2048x4,qlora-512x1] [--profile]
+//!     cargo run --release -p liftplan-engine --example cuda_check -- products
+//!
+//! `check` compares every operation with the CPU's, and tiny models' training with the CPU engine; `bench` runs the
+//! work of `host/docs/gpu.md`; `products` measures the matrix products of a block.
+#![allow(clippy::unwrap_used)]
+
+mod bench;
+mod model;
+mod ops;
+mod products;
+
+use liftplan_engine::cuda::Context;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let command = arguments.first().map_or("check", String::as_str);
+    let option = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1).cloned());
+    let context = match Context::new(option("--device").map_or(0, |device| device.parse().unwrap_or(0))) {
+        Ok(context) => context,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::exit(2);
+        }
+    };
+    let (major, minor) = context.capability();
+    println!("{} ({major}.{minor}), {} multiprocessors", context.name(), context.multiprocessors());
+    let failed = match command {
+        "check" => {
+            let only = option("--only").unwrap_or_default();
+            let mut report = Report { only, ..Report::default() };
+            ops::check(&context, &mut report);
+            model::check(&context, &mut report);
+            println!("{} checks, {} failed", report.done, report.failed.len());
+            for failure in &report.failed {
+                println!("FAILED {failure}");
+            }
+            !report.failed.is_empty() || report.done == 0
+        }
+        "bench" => {
+            bench::run(&context, &option("--rows").unwrap_or_default(), arguments.iter().any(|a| a == "--profile"))
+        }
+        "products" => {
+            products::run(&context);
+            false
+        }
+        other => {
+            eprintln!("error: unknown command `{other}`: check, bench or products");
+            true
+        }
+    };
+    std::process::exit(i32::from(failed));
+}
+
+/// What was checked.
+#[derive(Default)]
+pub struct Report {
+    only: String,
+    done: usize,
+    failed: Vec<String>,
+}
+
+impl Report {
+    /// Whether a check of this name was asked for.
+    pub fn wants(&self, name: &str) -> bool {
+        name.contains(&self.only)
+    }
+
+    /// Compares `found` with `expected` by the norm of their difference.
+    pub fn compare(&mut self, name: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+        self.done += 1;
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+        let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+        let scale = norm(&mut expected.iter().map(|&x| f64::from(x)));
+        let relative = difference / scale.max(1e-30);
+        // A NaN is no number below the tolerance.
+        let fits = found.len() == expected.len() && relative <= tolerance;
+        println!("{:<64} {relative:9.2e}  {}", name, if fits { "ok" } else { "FAILED" });
+        if !fits {
+            self.failed.push(format!(
+                "{name}: {relative:.2e} > {tolerance:.0e} ({} and {} numbers)",
+                found.len(),
+                expected.len()
+            ));
+        }
+    }
+
+    /// Notes whether something holds.
+    pub fn holds(&mut self, name: &str, holds: bool) {
+        self.done += 1;
+        println!("{:<64} {:>9}  {}", name, "", if holds { "ok" } else { "FAILED" });
+        if !holds {
+            self.failed.push(name.into());
+        }
+    }
+}

@@ -1,0 +1,230 @@
+// AdamW for all tensors that train in one launch, and the square of their gradients' norm.
+//
+// Traffic, bytes an element: gradient 2 or 4, value 2 or 4 read and written (and a bf16 copy of 2 written for the
+// products), moments 8, 4 or 2 read and written. Bound by memory.
+// A block takes a chunk of 8192 elements of one tensor; `chunks` says which. A warp takes 256 elements at a time, eight
+// neighbours a lane, which is one block of the 8-bit moments.
+//
+// MOMENTS: 32 (f32), 16 (bf16, rounded stochastically), 8 (bitsandbytes' dynamic maps, a maximum for 256 elements).
+
+#ifndef MOMENTS
+#define MOMENTS 32
+#endif
+
+// The elements that a lane has, of eight; unrolled, so that they stay in registers.
+#define EACH _Pragma("unroll") for (int i = 0; i < 8; i++) if (i < count)
+
+struct Tensor {
+    u64 master;        // f32 values, or 0: the copy is the value
+    u64 copy;          // bf16 values as the products read them, or 0
+    u64 grad;          // f32 or bf16
+    u64 first, second; // moments
+    u64 first_max, second_max;
+    u64 elements;
+    u32 cols, copy_stride;
+    float copy_scale;
+    u32 flags;  // 1: bf16 gradient; 2: the master is kept at numbers that bf16 can hold
+    float shrink, step_size, inverse_root_correction2, beta1, beta2, eps;
+    u32 purpose, updates;
+};
+
+static __device__ __forceinline__ u32 word(const uint4& w, int i) { return i == 0 ? w.x : i == 1 ? w.y : i == 2 ? w.z : w.w; }
+
+// Adds 16 random bits below the last bit that bf16 keeps, and cuts.
+static __device__ __forceinline__ bf16 round_stochastically(float x, u32 random) {
+    u32 bits = __float_as_uint(x);
+    if ((bits & 0x7f800000u) == 0x7f800000u) return (bf16)(bits >> 16);
+    u32 up = (bits + (random & 0xffffu)) >> 16;
+    return (bf16)((up & 0x7f80u) == 0x7f80u ? bits >> 16 : up);
+}
+
+static __device__ __forceinline__ Eight load8f(const float* p) {
+    float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+static __device__ __forceinline__ void store8f(float* p, const Eight& v) {
+    reinterpret_cast<float4*>(p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
+    reinterpret_cast<float4*>(p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
+}
+
+// The index of the entry of a sorted map of 256 that is nearest to x.
+static __device__ __forceinline__ u32 nearest(const float* map, float x) {
+    u32 low = 0;
+#pragma unroll
+    for (u32 step = 128; step; step >>= 1)
+        if (map[low + step] <= x) low += step;
+    return low < 255 && x - map[low] > map[low + 1] - x ? low + 1 : low;
+}
+
+// maps[2][256]: of the first moments, of the second.
+extern "C" __global__ void __launch_bounds__(256) adamw(
+    const Tensor* tensors, const uint2* chunks, const float* maps, const float* grad_factor, u64 seed) {
+#if MOMENTS == 8
+    __shared__ float map[512];
+    map[threadIdx.x] = maps[threadIdx.x], map[256 + threadIdx.x] = maps[256 + threadIdx.x];
+    __syncthreads();
+#endif
+    uint2 chunk = chunks[blockIdx.x];
+    const Tensor t = tensors[chunk.x];
+    float factor = *grad_factor;
+    int lane = threadIdx.x & 31;
+    bool aligned = t.cols % 8 == 0;
+    for (int part = threadIdx.x >> 5; part < 32; part += 8) {
+        u64 at = (u64)chunk.y * 8192 + part * 256 + lane * 8;
+        if (at - lane * 8 >= t.elements) break;
+        int count = at >= t.elements ? 0 : (int)min((u64)8, t.elements - at);
+        bool whole = count == 8;
+        Eight g, m, v, w;
+#pragma unroll
+        for (int i = 0; i < 8; i++) g.x[i] = m.x[i] = v.x[i] = w.x[i] = 0.f;
+        if (t.flags & 1) {
+            const bf16* p = reinterpret_cast<const bf16*>(t.grad) + at;
+            if (whole) g = load8(p); else EACH g.x[i] = f32_of(p[i]);
+        } else {
+            const float* p = reinterpret_cast<const float*>(t.grad) + at;
+            if (whole) g = load8f(p); else EACH g.x[i] = p[i];
+        }
+        u64 row = count ? at / t.cols : 0;
+        bf16* copy = t.copy ? reinterpret_cast<bf16*>(t.copy) : nullptr;
+        float* master = t.master ? reinterpret_cast<float*>(t.master) + at : nullptr;
+        // Where element i of this lane's eight lies in the strided copy.
+        auto place = [&](int i) -> u64 {
+            u64 e = at + i, r = aligned ? row : e / t.cols;
+            return r * t.copy_stride + (e - r * t.cols);
+        };
+        if (master) {
+            if (whole) w = load8f(master); else EACH w.x[i] = master[i];
+        } else if (whole && aligned) {
+            w = load8(copy + place(0));
+        } else {
+            EACH w.x[i] = f32_of(copy[place(i)]);
+        }
+#if MOMENTS == 32
+        float *pm = reinterpret_cast<float*>(t.first) + at, *pv = reinterpret_cast<float*>(t.second) + at;
+        if (whole) m = load8f(pm), v = load8f(pv);
+        else EACH m.x[i] = pm[i], v.x[i] = pv[i];
+#elif MOMENTS == 16
+        bf16 *pm = reinterpret_cast<bf16*>(t.first) + at, *pv = reinterpret_cast<bf16*>(t.second) + at;
+        if (whole) m = load8(pm), v = load8(pv);
+        else EACH m.x[i] = f32_of(pm[i]), v.x[i] = f32_of(pv[i]);
+#else
+        u8 *pm = reinterpret_cast<u8*>(t.first) + at, *pv = reinterpret_cast<u8*>(t.second) + at;
+        u64 block = (u64)chunk.y * 32 + part;
+        float *max1 = reinterpret_cast<float*>(t.first_max) + block, *max2 = reinterpret_cast<float*>(t.second_max) + block;
+        float old1 = *max1, old2 = *max2;
+        EACH m.x[i] = map[pm[i]] * old1, v.x[i] = map[256 + pv[i]] * old2;
+#endif
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float x = g.x[i] * factor;
+            m.x[i] += (1.f - t.beta1) * (x - m.x[i]);
+            v.x[i] = t.beta2 * v.x[i] + (1.f - t.beta2) * x * x;
+            w.x[i] = w.x[i] * t.shrink - t.step_size * m.x[i] / (sqrtf(v.x[i]) * t.inverse_root_correction2 + t.eps);
+        }
+#if MOMENTS == 32
+        if (whole) store8f(pm, m), store8f(pv, v);
+        else EACH pm[i] = m.x[i], pv[i] = v.x[i];
+#elif MOMENTS == 16
+        {
+            u64 group = at / 8;
+            uint4 r = philox(seed, (u32)group, (u32)(group >> 32), t.purpose ^ 0x5bd1e995u, t.updates);
+            uint4 q = philox(seed, (u32)group, (u32)(group >> 32), t.purpose ^ 0x1b873593u, t.updates);
+            EACH {
+                u32 a = word(r, i >> 1) >> (16 * (i & 1)), b = word(q, i >> 1) >> (16 * (i & 1));
+                pm[i] = round_stochastically(m.x[i], a), pv[i] = round_stochastically(v.x[i], b);
+            }
+        }
+#else
+        float new1 = 0.f, new2 = 0.f;
+        EACH new1 = fmaxf(new1, fabsf(m.x[i])), new2 = fmaxf(new2, v.x[i]);
+        new1 = warp_max(new1), new2 = warp_max(new2);
+        if (lane == 0) *max1 = new1, *max2 = new2;
+        float by1 = new1 > 0.f ? 1.f / new1 : 0.f, by2 = new2 > 0.f ? 1.f / new2 : 0.f;
+        EACH {
+            pm[i] = (u8)nearest(map, m.x[i] * by1);
+            // A second moment that rounds to zero would let its element leap: the smallest entry instead.
+            u32 code = nearest(map + 256, v.x[i] * by2);
+            pv[i] = (u8)(code == 0 && v.x[i] > 0.f ? 1 : code);
+        }
+#endif
+        if (master) {
+            if (t.flags & 2) {
+#pragma unroll
+                for (int i = 0; i < 8; i += 4) {
+                    u64 group = (at + i) / 4;
+                    uint4 r = philox(seed, (u32)group, (u32)(group >> 32), t.purpose, t.updates);
+#pragma unroll
+                    for (int j = 0; j < 4; j++) w.x[i + j] = f32_of(round_stochastically(w.x[i + j], word(r, j)));
+                }
+            }
+            if (whole) store8f(master, w); else EACH master[i] = w.x[i];
+            if (copy) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) w.x[i] *= t.copy_scale;
+                if (whole && aligned) store8(copy + place(0), w);
+                else EACH copy[place(i)] = bf16_of(w.x[i]);
+            }
+        } else {
+            __align__(16) bf16 rounded[8];
+#pragma unroll
+            for (int i = 0; i < 8; i += 4) {
+                u64 group = (at + i) / 4;
+                uint4 r = philox(seed, (u32)group, (u32)(group >> 32), t.purpose, t.updates);
+#pragma unroll
+                for (int j = 0; j < 4; j++) rounded[i + j] = round_stochastically(w.x[i + j], word(r, j));
+            }
+            if (whole && aligned) *reinterpret_cast<uint4*>(copy + place(0)) = *reinterpret_cast<uint4*>(rounded);
+            else EACH copy[place(i)] = rounded[i];
+        }
+    }
+}
+
+// sums[chunk] = Σ g² over the chunk.
+extern "C" __global__ void __launch_bounds__(256) grad_squares(double* sums, const Tensor* tensors, const uint2* chunks) {
+    uint2 chunk = chunks[blockIdx.x];
+    const Tensor& t = tensors[chunk.x];
+    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
+    float sum = 0.f;
+    for (u64 at = first + threadIdx.x; at < last; at += 256) {
+        float g = t.flags & 1 ? f32_of(reinterpret_cast<const bf16*>(t.grad)[at]) : reinterpret_cast<const float*>(t.grad)[at];
+        sum += g * g;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// out[0] = Σ of n numbers, in one block.
+extern "C" __global__ void __launch_bounds__(1024) sum_doubles(double* out, const double* in, int n) {
+    __shared__ double parts[1024];
+    double sum = 0.;
+    for (int i = threadIdx.x; i < n; i += 1024) sum += in[i];
+    parts[threadIdx.x] = sum;
+    for (int half = 512; half; half >>= 1) {
+        __syncthreads();
+        if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) out[0] = parts[0];
+}
+
+// copy[rows, cols] with a stride = bf16(master · scale): what the products read of an adapter.
+extern "C" __global__ void scaled_copy(bf16* copy, const float* master, u64 elements, int cols, int stride, float scale) {
+    u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= elements) return;
+    u64 row = at / cols;
+    copy[row * stride + (at - row * cols)] = bf16_of(master[at] * scale);
+}
+
+// Standard normal numbers times `spread` (Box and Muller), into f32 or bf16.
+extern "C" __global__ void random_normal(
+    float* wide, bf16* narrow, u64 elements, int cols, int stride, float spread, u64 seed, u32 purpose) {
+    u64 group = (u64)blockIdx.x * blockDim.x + threadIdx.x, at = group * 2;
+    if (at >= elements) return;
+    uint4 r = philox(seed, (u32)group, (u32)(group >> 32), purpose, 0);
+    float radius = sqrtf(-2.f * __logf(((r.x >> 8) + 1) * (1.f / 16777216.f))) * spread, angle = (r.y >> 8) * (6.2831853f / 16777216.f);
+    float pair[2] = {radius * __cosf(angle), radius * __sinf(angle)};
+    for (int i = 0; i < 2 && at + i < elements; i++) {
+        u64 row = (at + i) / cols, place = row * stride + (at + i - row * cols);
+        if (wide) wide[place] = pair[i];
+        if (narrow) narrow[place] = bf16_of(pair[i]);
+    }
+}

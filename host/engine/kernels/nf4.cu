@@ -1,0 +1,97 @@
+// 4-bit NormalFloat weights (QLoRA, arXiv 2305.14314) in bitsandbytes' layout: blocks of 64 along the flattened weight,
+// two codes a byte with the first in the high half, a maximum for each block, and those optionally in 8 bits.
+//
+// Traffic of unpacking: half a byte read and two bytes written an element; the lookup hides behind the memory.
+
+static __constant__ float nf4_codes[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+// The maximum of block i: as it is, or from 8 bits.
+static __device__ __forceinline__ float maximum(
+    const float* maxima, const u8* codes, const float* nested, const float* map, const float* offset, u64 i) {
+    return codes ? map[codes[i]] * nested[i >> 8] + *offset : maxima[i];
+}
+
+// w[rows, stride]: row-major, `cols` of each row; a thread unpacks 32 neighbours (cols is a multiple of 32).
+extern "C" __global__ void __launch_bounds__(256) nf4_unpack(
+    bf16* w, const u8* packed, const float* maxima, const u8* codes, const float* nested, const float* map,
+    const float* offset, u64 elements, int cols, int stride) {
+    __shared__ float values[16];
+    if (threadIdx.x < 16) values[threadIdx.x] = nf4_codes[threadIdx.x];
+    __syncthreads();
+    u64 at = ((u64)blockIdx.x * 256 + threadIdx.x) * 32;
+    if (at >= elements) return;
+    uint4 bytes = *reinterpret_cast<const uint4*>(packed + at / 2);
+    float max = maximum(maxima, codes, nested, map, offset, at >> 6);
+    u64 row = at / cols;
+    uint4* to = reinterpret_cast<uint4*>(w + row * stride + (at - row * cols));
+    u32 words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 x = words[i], out[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 byte = x >> (8 * j);
+            out[j] = bf16x2_of(values[(byte >> 4) & 15] * max, values[byte & 15] * max);
+        }
+        to[i] = make_uint4(out[0], out[1], out[2], out[3]);
+    }
+}
+
+// The nearest code, by the middles between neighbours, as bitsandbytes takes it.
+static __device__ __forceinline__ u32 nearest_code(float x) {
+    u32 low = 0;
+#pragma unroll
+    for (u32 step = 8; step; step >>= 1) {
+        u32 next = low + step;
+        if (x > 0.5f * (nf4_codes[next - 1] + nf4_codes[next])) low = next;
+    }
+    return low;
+}
+
+// One warp a block of 64; w as above.
+extern "C" __global__ void __launch_bounds__(256) nf4_pack(
+    u8* packed, float* maxima, const bf16* w, u64 elements, int cols, int stride) {
+    u64 block = (u64)blockIdx.x * 8 + (threadIdx.x >> 5);
+    u64 at = block * 64 + (threadIdx.x & 31) * 2;
+    if (block * 64 >= elements) return;
+    float x[2];
+    for (int i = 0; i < 2; i++) {
+        u64 row = (at + i) / cols;
+        x[i] = at + i < elements ? f32_of(w[row * stride + (at + i - row * cols)]) : 0.f;
+    }
+    float max = warp_max(fmaxf(fabsf(x[0]), fabsf(x[1])));
+    float by = max > 0.f ? 1.f / max : 0.f;
+    if (at < elements) packed[at / 2] = (u8)(nearest_code(x[0] * by) << 4 | nearest_code(x[1] * by));
+    if ((threadIdx.x & 31) == 0) maxima[block] = max;
+}
+
+// *offset = the mean of n maxima, in one block.
+extern "C" __global__ void __launch_bounds__(1024) nf4_mean(float* offset, const float* maxima, int n) {
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < n; i += 1024) sum += maxima[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *offset = sum / n;
+}
+
+// Maxima less their mean in 8 bits: blocks of 256 with a maximum of their own; one block of threads each.
+extern "C" __global__ void __launch_bounds__(256) nf4_pack_maxima(
+    u8* codes, float* nested, const float* maxima, const float* map, const float* offset, int n) {
+    __shared__ float entries[256];
+    entries[threadIdx.x] = map[threadIdx.x];
+    __syncthreads();
+    int at = blockIdx.x * 256 + threadIdx.x;
+    float x = at < n ? maxima[at] - *offset : 0.f;
+    float max = block_max(fabsf(x));
+    if (threadIdx.x == 0) nested[blockIdx.x] = max;
+    if (at >= n) return;
+    x = max > 0.f ? x / max : 0.f;
+    u32 low = 0;
+#pragma unroll
+    for (u32 step = 128; step; step >>= 1)
+        if (entries[low + step] <= x) low += step;
+    if (low < 255 && x - entries[low] > entries[low + 1] - x) low++;
+    codes[at] = (u8)low;
+}

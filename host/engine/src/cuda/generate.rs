@@ -1,0 +1,118 @@
+//! Generation: logits of new tokens behind a cache of the keys and values before them.
+
+use half::bf16;
+
+use super::attention::Documents;
+use super::block::Pass;
+use super::decoder::Decoder;
+use super::memory::{Buffer, View};
+use super::ops;
+use crate::error::{EngineError, Result};
+
+/// Keys and values of the tokens so far.
+#[derive(Debug)]
+pub struct Cache {
+    /// Of each block: keys and values, `[capacity, kv_heads·dim]` each.
+    layers: Vec<[Buffer; 2]>,
+    capacity: usize,
+    cols: usize,
+    tokens: usize,
+}
+
+impl Cache {
+    /// How many tokens it holds.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Forgets everything after the first `tokens` tokens.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.tokens = self.tokens.min(tokens);
+    }
+
+    fn views(&self, layer: usize) -> [View<bf16>; 2] {
+        let [keys, values] = &self.layers[layer];
+        [keys.view(self.capacity, self.cols), values.view(self.capacity, self.cols)]
+    }
+}
+
+/// A cache starts with room for so many tokens, and doubles.
+const FIRST_CAPACITY: usize = 256;
+
+impl Decoder {
+    /// An empty cache.
+    pub fn cache(&self) -> Cache {
+        let cols = self.shape().kv_heads * self.shape().dim;
+        Cache { layers: Vec::new(), capacity: 0, cols, tokens: 0 }
+    }
+
+    fn grow(&self, cache: &mut Cache, tokens: usize) -> Result<()> {
+        if tokens <= cache.capacity {
+            return Ok(());
+        }
+        let capacity = tokens.next_power_of_two().max(FIRST_CAPACITY);
+        let bytes = capacity * cache.cols * 2;
+        let mut layers = Vec::with_capacity(self.shape().blocks);
+        for layer in 0..self.shape().blocks {
+            let fresh = [Buffer::new(self.context(), bytes)?, Buffer::new(self.context(), bytes)?];
+            if cache.tokens > 0 {
+                for (to, from) in fresh.iter().zip(cache.views(layer)) {
+                    let to: View<bf16> = to.view(capacity, cache.cols);
+                    self.context().copy(to.slice_rows(0, cache.tokens), from.slice_rows(0, cache.tokens))?;
+                }
+            }
+            layers.push(fresh);
+        }
+        (cache.layers, cache.capacity) = (layers, capacity);
+        Ok(())
+    }
+
+    /// Reads `ids` behind what the cache holds; gives the logits after each of them, `[ids, vocab]`, or with `last_only`
+    /// after the last.
+    ///
+    /// # Errors
+    /// When an id lies outside the vocabulary, there is none, or there is no memory.
+    pub fn extend(&mut self, cache: &mut Cache, ids: &[u32], last_only: bool) -> Result<Vec<f32>> {
+        let vocab = self.shape().vocab;
+        if ids.is_empty() {
+            return Err(EngineError::Shape {
+                what: "tokens to read".into(),
+                expected: "at least one".into(),
+                found: "none".into(),
+            });
+        }
+        if let Some((position, &id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            return Err(EngineError::TokenId { id, position, vocab });
+        }
+        let (first, count) = (cache.tokens, ids.len());
+        let positions: Vec<u32> = (first as u32..(first + count) as u32).collect();
+        self.ensure_rope(&positions)?;
+        self.grow(cache, first + count)?;
+        let signed = |values: &[u32]| values.iter().map(|&x| x as i32).collect::<Vec<_>>();
+        let (ids, positions) = (signed(ids), signed(&positions));
+        let logits = self.within(|this, arena| {
+            let id_view = arena.low::<i32>(1, count, 0)?;
+            let position_view = arena.low::<i32>(1, count, 0)?;
+            this.context.upload(id_view, &ids)?;
+            this.context.upload(position_view, &positions)?;
+            let documents = Documents::new(View::at(0, 1, 0, 0), Vec::new());
+            let pass = Pass {
+                context: &this.context,
+                documents: &documents,
+                positions: position_view,
+                table: this.rope_view(),
+                mlp_rows: count,
+                first: true,
+            };
+            let x = arena.low::<bf16>(count, this.shape().hidden, 0)?;
+            ops::embed(&this.context, x, this.embedding.view, id_view)?;
+            for (layer, block) in this.blocks.iter().enumerate() {
+                block.extend(&pass, arena, x, cache.views(layer), first)?;
+            }
+            let x = if last_only { x.slice_rows(count - 1, 1) } else { x };
+            this.final_logits(arena, x)
+        })?;
+        cache.tokens = first + count;
+        Ok(self.context.download(logits)?.into_iter().map(bf16::to_f32).collect())
+    }
+}

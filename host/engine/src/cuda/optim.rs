@@ -1,0 +1,244 @@
+//! AdamW and the norm of all gradients, each in one launch over all tensors.
+
+use super::context::Launch;
+use super::decoder::Decoder;
+use super::kernels::{args, sources::ADAMW};
+use super::memory::{Buffer, View};
+use super::nf4::dynamic_map;
+use super::profile::Kind;
+use super::trainable::{Grad, MomentFormat, Moments, Trainable};
+use crate::error::{EngineError, Result};
+use crate::optim::AdamWOptions;
+
+/// Elements of a chunk, as the kernels have it.
+const CHUNK: usize = 8192;
+
+/// A tensor as the kernels read it; `struct Tensor` of `adamw.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Descriptor {
+    master: u64,
+    copy: u64,
+    grad: u64,
+    first: u64,
+    second: u64,
+    first_max: u64,
+    second_max: u64,
+    elements: u64,
+    cols: u32,
+    copy_stride: u32,
+    copy_scale: f32,
+    flags: u32,
+    shrink: f32,
+    step_size: f32,
+    inverse_root_correction2: f32,
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    purpose: u32,
+    updates: u32,
+}
+
+/// The optimiser's tables on the card.
+#[derive(Debug, Default)]
+pub(crate) struct Optimizer {
+    tables: Option<Tables>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    descriptors: Buffer,
+    chunks: Buffer,
+    /// How many chunks, and of which trainables.
+    count: usize,
+    of: Vec<usize>,
+    sums: Buffer,
+    maps: Buffer,
+    factor: Buffer,
+}
+
+/// One tensor's settings for an update.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// Which trainable.
+    pub index: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Decoupled decay.
+    pub weight_decay: f64,
+}
+
+fn descriptor(trainable: &Trainable) -> Descriptor {
+    let (grad, narrow) = match trainable.grad {
+        Grad::Wide(view) => (view.ptr(), 0),
+        Grad::Narrow(view) => (view.ptr(), 1),
+    };
+    let (first, second, first_max, second_max) = match trainable.moments {
+        Some(Moments::Wide([m, v])) => (m.ptr(), v.ptr(), 0, 0),
+        Some(Moments::Bf16([m, v])) => (m.ptr(), v.ptr(), 0, 0),
+        Some(Moments::EightBit([m, v], [max1, max2])) => (m.ptr(), v.ptr(), max1.ptr(), max2.ptr()),
+        None => (0, 0, 0, 0),
+    };
+    // The same purpose as on the CPU, for the same rounding.
+    let purpose =
+        trainable.name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    Descriptor {
+        master: trainable.master.map_or(0, |view| view.ptr()),
+        copy: trainable.copy.map_or(0, |view| view.ptr()),
+        grad,
+        first,
+        second,
+        first_max,
+        second_max,
+        elements: trainable.len() as u64,
+        cols: trainable.cols as u32,
+        copy_stride: trainable.copy.map_or(0, |view| view.stride() as u32),
+        copy_scale: trainable.scale,
+        flags: narrow | if trainable.on_bf16_grid { 2 } else { 0 },
+        purpose,
+        ..Descriptor::default()
+    }
+}
+
+impl Decoder {
+    fn tables(&mut self, of: &[usize]) -> Result<()> {
+        if self.optimizer.tables.as_ref().is_some_and(|tables| tables.of == of) {
+            return Ok(());
+        }
+        let mut chunks = Vec::<u32>::new();
+        for (place, &index) in of.iter().enumerate() {
+            for chunk in 0..self.trainables[index].len().div_ceil(CHUNK) {
+                chunks.extend([place as u32, chunk as u32]);
+            }
+        }
+        let count = chunks.len() / 2;
+        let context = &self.context;
+        let buffer = |bytes: usize| Buffer::new(context, bytes);
+        let maps = buffer(512 * 4)?;
+        context.upload(maps.view(1, 512), &[dynamic_map(true), dynamic_map(false)].concat())?;
+        let tables = Tables {
+            descriptors: buffer(of.len() * size_of::<Descriptor>())?,
+            chunks: buffer(chunks.len() * 4)?,
+            count,
+            of: of.to_vec(),
+            sums: buffer((count + 1) * 8)?,
+            maps,
+            factor: buffer(4)?,
+        };
+        context.upload(tables.chunks.view(1, chunks.len()), &chunks)?;
+        self.optimizer.tables = Some(tables);
+        Ok(())
+    }
+
+    fn upload_descriptors(&self, tables: &Tables, descriptors: &[Descriptor]) -> Result<()> {
+        // SAFETY: plain numbers without padding: eight of 8 bytes and twelve of 4.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(descriptors.as_ptr().cast::<u8>(), std::mem::size_of_val(descriptors))
+        };
+        self.context.upload(tables.descriptors.view(1, bytes.len()), bytes)
+    }
+
+    /// Gradients that no pass has written since they were cleared.
+    fn settle_grads(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.fresh) {
+            for trainable in &self.trainables {
+                trainable.clear_grad(&self.context)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The Euclidean norm of all gradients.
+    ///
+    /// # Errors
+    /// Naming the first tensor whose gradient is not finite, or when the device fails.
+    pub fn grad_norm(&mut self) -> Result<f64> {
+        self.context.bind()?;
+        self.settle_grads()?;
+        let all: Vec<usize> = (0..self.trainables.len()).collect();
+        self.tables(&all)?;
+        let Some(tables) = &self.optimizer.tables else { return Ok(0.0) };
+        if tables.count == 0 {
+            return Ok(0.0);
+        }
+        let descriptors: Vec<Descriptor> = self.trainables.iter().map(descriptor).collect();
+        self.upload_descriptors(tables, &descriptors)?;
+        self.context.kind(Kind::Optimizer);
+        let sums: View<f64> = tables.sums.view(1, tables.count + 1);
+        let (parts, total) = (sums.slice_cols(0, tables.count), sums.slice_cols(tables.count, 1));
+        let defines = &[("MOMENTS", 32)];
+        let arguments = args![parts, tables.descriptors.view::<u8>(1, 1), tables.chunks.view::<u32>(1, 1)];
+        self.context.launch(&ADAMW, defines, "grad_squares", Launch::new(tables.count, 256), arguments)?;
+        let arguments = args![total, parts, tables.count];
+        self.context.launch(&ADAMW, defines, "sum_doubles", Launch::new(1, 1024), arguments)?;
+        let squares = self.context.download(total)?.first().copied().unwrap_or(0.0);
+        if squares.is_finite() {
+            return Ok(squares.sqrt());
+        }
+        let parts = self.context.download(parts)?;
+        let chunks = self.context.download(tables.chunks.view::<u32>(1, 2 * tables.count))?;
+        let bad = parts.iter().position(|part| !part.is_finite()).unwrap_or(0);
+        let name = chunks.get(2 * bad).and_then(|&place| self.trainables.get(place as usize)).map_or("?", |t| &t.name);
+        Err(EngineError::NotFinite { what: format!("the gradient of {name}"), value: squares })
+    }
+
+    /// Makes the moments and tables that [`Decoder::update`] needs, so that their memory is known before the first step.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn prepare(&mut self, updates: &[Update]) -> Result<()> {
+        self.context.bind()?;
+        let of: Vec<usize> = updates.iter().map(|update| update.index).collect();
+        for &index in &of {
+            self.trainables[index].make_moments(&mut self.slab, self.options.moments)?;
+        }
+        self.tables(&of)
+    }
+
+    /// Changes what `updates` names by its gradient times `grad_factor`, in the form of PyTorch's AdamW.
+    ///
+    /// # Errors
+    /// When there is no memory for the moments, or the device fails.
+    pub fn update(&mut self, options: &AdamWOptions, updates: &[Update], grad_factor: f32) -> Result<()> {
+        self.context.bind()?;
+        self.settle_grads()?;
+        self.prepare(updates)?;
+        let (beta1, beta2) = options.betas;
+        let mut descriptors = Vec::with_capacity(updates.len());
+        for update in updates {
+            let trainable = &mut self.trainables[update.index];
+            trainable.updates += 1;
+            let correction = |beta: f64| 1.0 - beta.powf(trainable.updates as f64);
+            descriptors.push(Descriptor {
+                shrink: (1.0 - update.lr * update.weight_decay) as f32,
+                step_size: (update.lr / correction(beta1)) as f32,
+                inverse_root_correction2: (1.0 / correction(beta2).sqrt()) as f32,
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                eps: options.eps as f32,
+                updates: trainable.updates as u32,
+                ..descriptor(trainable)
+            });
+        }
+        let Some(tables) = &self.optimizer.tables else { return Ok(()) };
+        if tables.count == 0 {
+            return Ok(());
+        }
+        self.upload_descriptors(tables, &descriptors)?;
+        self.context.upload(tables.factor.view(1, 1), &[grad_factor])?;
+        self.context.kind(Kind::Optimizer);
+        let bits = match self.options.moments {
+            MomentFormat::Wide => 32,
+            MomentFormat::Bf16 => 16,
+            MomentFormat::EightBit => 8,
+        };
+        let arguments = args![
+            tables.descriptors.view::<u8>(1, 1),
+            tables.chunks.view::<u32>(1, 1),
+            tables.maps.view::<f32>(1, 1),
+            tables.factor.view::<f32>(1, 1),
+            options.seed
+        ];
+        self.context.launch(&ADAMW, &[("MOMENTS", bits)], "adamw", Launch::new(tables.count, 256), arguments)
+    }
+}

@@ -1,0 +1,106 @@
+//! What a step keeps, and in what pieces it works, so that it fits the memory there is and is as fast as it then can be.
+//!
+//! The step itself, run dry, counts what it takes; the plan is searched with that. Blocks near the head are kept first:
+//! their memory is given back before the blocks below are computed again.
+
+use super::block::Level;
+use crate::error::{EngineError, Result};
+
+/// A step's plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepPlan {
+    /// What each block keeps, from first to last.
+    pub levels: Vec<Level>,
+    /// Rows of the feed-forward layers at once.
+    pub mlp_rows: usize,
+    /// Rows of the logits at once.
+    pub loss_rows: usize,
+}
+
+impl StepPlan {
+    /// The last `products` of `blocks` blocks keep their products, the last `all` of them all.
+    pub fn new(blocks: usize, products: usize, all: usize, mlp_rows: usize, loss_rows: usize) -> Self {
+        let level = |i: usize| match blocks - i {
+            from_end if from_end <= all => Level::All,
+            from_end if from_end <= products => Level::Products,
+            _ => Level::Input,
+        };
+        Self { levels: (0..blocks).map(level).collect(), mlp_rows, loss_rows }
+    }
+
+    /// How many blocks keep `level`.
+    pub fn count(&self, level: Level) -> usize {
+        self.levels.iter().filter(|&&l| l == level).count()
+    }
+}
+
+/// The fastest plan whose `bytes` fit `available`: `bytes` runs a plan dry.
+///
+/// # Errors
+/// When not even the leanest fits.
+pub fn search(
+    blocks: usize,
+    tokens: usize,
+    targets: usize,
+    available: usize,
+    total: usize,
+    mut bytes: impl FnMut(&StepPlan) -> Result<usize>,
+) -> Result<StepPlan> {
+    let mut best: Option<(usize, usize, StepPlan)> = None;
+    let mut leanest = usize::MAX;
+    // Pieces of 2048 rows lose nothing that could be measured; smaller ones are for tight memory only.
+    for (mlp_rows, loss_rows) in [
+        (tokens, 4096),
+        (tokens, 2048),
+        (tokens.div_ceil(2), 1024),
+        (4096, 1024),
+        (2048, 1024),
+        (2048, 512),
+        (1024, 256),
+        (512, 128),
+    ] {
+        let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
+        let mut most = |make: &dyn Fn(usize) -> StepPlan, limit: usize| -> Result<Option<usize>> {
+            let least = bytes(&make(0))?;
+            leanest = leanest.min(least);
+            if least > available {
+                return Ok(None);
+            }
+            let (mut fits, mut beyond) = (0, limit + 1);
+            while beyond - fits > 1 {
+                let middle = fits.midpoint(beyond);
+                if bytes(&make(middle))? <= available { fits = middle } else { beyond = middle }
+            }
+            Ok(Some(fits))
+        };
+        let Some(products) = most(&|n| StepPlan::new(blocks, n, 0, mlp_rows, loss_rows), blocks)? else { continue };
+        let all = most(&|n| StepPlan::new(blocks, products, n, mlp_rows, loss_rows), products)?.unwrap_or(0);
+        if best.as_ref().is_none_or(|(p, a, _)| (products, all) > (*p, *a)) {
+            best = Some((products, all, StepPlan::new(blocks, products, all, mlp_rows, loss_rows)));
+        }
+        if products == blocks && all == blocks {
+            break;
+        }
+    }
+    match best {
+        Some((_, _, plan)) => Ok(plan),
+        None => Err(EngineError::OutOfDeviceMemory { needed: leanest, free: available, total }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_blocks_nearest_the_head_and_as_many_as_fit() {
+        // A block's products cost 10, all of it 15, a piece of the feed-forward layer its rows.
+        let bytes =
+            |plan: &StepPlan| Ok(plan.mlp_rows + 10 * plan.count(Level::Products) + 15 * plan.count(Level::All));
+        let plan = search(4, 8, 8, 8 + 10 + 10 + 15, 0, bytes).unwrap();
+        assert_eq!(plan.levels, [Level::Input, Level::Products, Level::Products, Level::All]);
+        let plan = search(4, 8, 8, 1000, 0, bytes).unwrap();
+        assert_eq!(plan.levels, [Level::All; 4]);
+        assert!(search(4, 8, 8, 3, 0, bytes).is_err());
+    }
+}

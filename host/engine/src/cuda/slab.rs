@@ -1,0 +1,69 @@
+//! Memory that lives as long as the model: large tensors have a buffer each, small ones share.
+
+use super::context::Context;
+use super::memory::{Buffer, Element, View};
+use crate::error::Result;
+
+/// Everything a model owns on the card.
+#[derive(Debug)]
+pub struct Slab {
+    context: Context,
+    buffers: Vec<Buffer>,
+    shared: Option<(Buffer, usize)>,
+    bytes: usize,
+}
+
+/// Tensors below this share buffers of four times as much; the driver hands out no less than 2 MiB.
+const SMALL: usize = 2 << 20;
+
+impl Slab {
+    /// Nothing yet.
+    pub fn new(context: &Context) -> Self {
+        Self { context: context.clone(), buffers: Vec::new(), shared: None, bytes: 0 }
+    }
+
+    /// Bytes handed out.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A matrix with unspecified contents.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn take<T: Element>(&mut self, rows: usize, cols: usize, room: usize) -> Result<View<T>> {
+        let bytes = (rows * (cols + room) * size_of::<T>()).next_multiple_of(256);
+        self.bytes += bytes;
+        let whole = |view: View<T>| View::at(view.ptr(), rows, cols, cols + room);
+        if bytes >= SMALL {
+            let buffer = Buffer::new(&self.context, bytes)?;
+            let view = whole(buffer.part(0, rows, cols + room));
+            self.buffers.push(buffer);
+            return Ok(view);
+        }
+        if self.shared.as_ref().is_none_or(|(buffer, used)| used + bytes > buffer.bytes()) {
+            let fresh = Buffer::new(&self.context, 4 * SMALL)?;
+            if let Some((full, _)) = self.shared.replace((fresh, 0)) {
+                self.buffers.push(full);
+            }
+        }
+        match &mut self.shared {
+            Some((buffer, used)) => {
+                let view = whole(buffer.part(*used, rows, cols + room));
+                *used += bytes;
+                Ok(view)
+            }
+            None => unreachable!("made above"),
+        }
+    }
+
+    /// A matrix of zeros.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn zeros<T: Element>(&mut self, rows: usize, cols: usize, room: usize) -> Result<View<T>> {
+        let view = self.take::<T>(rows, cols, room)?;
+        self.context.fill_bytes(View::<T>::at(view.ptr(), rows, cols + room, cols + room), 0)?;
+        Ok(view)
+    }
+}

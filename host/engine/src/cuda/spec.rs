@@ -1,0 +1,143 @@
+//! What a model on the card is made of: its dimensions, and what becomes of each weight.
+
+use super::trainable::MomentFormat;
+
+/// A model's dimensions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelShape {
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Width of the residual stream; a multiple of 8.
+    pub hidden: usize,
+    /// Width inside the feed-forward layer; a multiple of 8.
+    pub intermediate: usize,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key heads.
+    pub kv_heads: usize,
+    /// Width of a head; a multiple of 8, up to 256.
+    pub dim: usize,
+    /// Each block's sliding window.
+    pub windows: Vec<Option<usize>>,
+    /// Epsilon of all norms.
+    pub rms_eps: f32,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// Rotary embedding's inverse frequencies, `[dim / 2]`.
+    pub inverse_frequencies: Vec<f32>,
+}
+
+/// A weight's part in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Role {
+    Embedding,
+    InputNorm,
+    Q,
+    K,
+    V,
+    QBias,
+    KBias,
+    VBias,
+    QNorm,
+    KNorm,
+    O,
+    PostNorm,
+    Gate,
+    Up,
+    Down,
+    FinalNorm,
+    Head,
+}
+
+/// A weight's place: its block, if it is in one, and its part.
+pub type Slot = (Option<usize>, Role);
+
+/// How a weight is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Storage {
+    /// bf16. What trains is rounded stochastically.
+    #[default]
+    Bf16,
+    /// `f32`; products read a bf16 copy. A frozen matrix keeps that copy alone.
+    F32,
+    /// 4-bit NormalFloat; `double` keeps the blocks' maxima in 8 bits.
+    Nf4 {
+        /// Double quantisation.
+        double: bool,
+    },
+}
+
+/// An adapter beside a frozen weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSpec {
+    /// Rank.
+    pub rank: usize,
+    /// Factor on `B·A`.
+    pub scale: f32,
+    /// Name of A.
+    pub a: String,
+    /// Name of B.
+    pub b: String,
+}
+
+/// What becomes of a weight.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Treatment {
+    /// It stays as it is.
+    Frozen,
+    /// It trains.
+    Train,
+    /// An adapter trains beside it.
+    Adapt(AdapterSpec),
+}
+
+/// One weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// Where it goes.
+    pub slot: Slot,
+    /// Its name.
+    pub name: String,
+    /// What becomes of it.
+    pub treatment: Treatment,
+    /// How it is kept.
+    pub storage: Storage,
+}
+
+/// What holds for the whole model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How the optimiser's moments are kept.
+    pub moments: MomentFormat,
+    /// Whether gradients of weights (not of adapters, norms and the embedding) are kept in bf16.
+    pub narrow_grads: bool,
+    /// Whether bf16 weights that train keep an `f32` copy that is changed, instead of being rounded stochastically.
+    pub masters: bool,
+}
+
+impl ModelShape {
+    /// Columns of queries, keys and values together.
+    pub fn qkv_cols(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.dim
+    }
+
+    /// Rows and columns of a weight; a vector has one row.
+    pub fn shape_of(&self, role: Role) -> [usize; 2] {
+        let (q, kv) = (self.heads * self.dim, self.kv_heads * self.dim);
+        match role {
+            Role::Embedding | Role::Head => [self.vocab, self.hidden],
+            Role::InputNorm | Role::PostNorm | Role::FinalNorm => [1, self.hidden],
+            Role::Q => [q, self.hidden],
+            Role::K | Role::V => [kv, self.hidden],
+            Role::QBias => [1, q],
+            Role::KBias | Role::VBias => [1, kv],
+            Role::QNorm | Role::KNorm => [1, self.dim],
+            Role::O => [self.hidden, q],
+            Role::Gate | Role::Up => [self.intermediate, self.hidden],
+            Role::Down => [self.hidden, self.intermediate],
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What trains on the card: its numbers, its gradient, its optimiser's states.
+
+use half::bf16;
+
+use super::context::Context;
+use super::memory::View;
+use super::ops;
+use super::slab::Slab;
+use crate::error::{Result, expect_shape};
+
+/// Where a gradient lies.
+#[derive(Clone, Copy, Debug)]
+pub enum Grad {
+    /// `f32`.
+    Wide(View<f32>),
+    /// bf16: half the memory, for weights whose gradients are not summed over many passes.
+    Narrow(View<bf16>),
+}
+
+/// How moments are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MomentFormat {
+    /// 8 bytes a weight.
+    #[default]
+    Wide,
+    /// 4 bytes a weight, rounded stochastically.
+    Bf16,
+    /// 2 bytes a weight and two maxima for 256 (arXiv 2110.02861).
+    EightBit,
+}
+
+/// First and second moment on the card.
+#[derive(Clone, Copy, Debug)]
+pub enum Moments {
+    /// `f32`.
+    Wide([View<f32>; 2]),
+    /// bf16.
+    Bf16([View<bf16>; 2]),
+    /// Codes of bitsandbytes' dynamic maps, and the maxima of 256.
+    EightBit([View<u8>; 2], [View<f32>; 2]),
+}
+
+/// A tensor that trains.
+#[derive(Debug)]
+pub struct Trainable {
+    /// Its name.
+    pub name: String,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// The numbers in `f32`, unless bf16 is all there is.
+    pub(crate) master: Option<View<f32>>,
+    /// What products read: `bf16(master · scale)`, or the numbers themselves without a master.
+    pub(crate) copy: Option<View<bf16>>,
+    pub(crate) scale: f32,
+    /// Kept at numbers that bf16 can hold, though in `f32`: norms of a bf16 model.
+    pub(crate) on_bf16_grid: bool,
+    pub(crate) grad: Grad,
+    pub(crate) moments: Option<Moments>,
+    /// Updates so far.
+    pub updates: u64,
+}
+
+impl Trainable {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its numbers.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn value(&self, context: &Context) -> Result<Vec<f32>> {
+        match (self.master, self.copy) {
+            (Some(master), _) => context.download(master),
+            (None, Some(copy)) => Ok(context.download(copy)?.into_iter().map(bf16::to_f32).collect()),
+            (None, None) => Ok(Vec::new()),
+        }
+    }
+
+    /// Sets its numbers.
+    ///
+    /// # Errors
+    /// When there are too many or too few, or the device fails.
+    pub fn set_value(&self, context: &Context, values: &[f32]) -> Result<()> {
+        expect_shape(&self.name, self.len(), values.len())?;
+        match (self.master, self.copy) {
+            (Some(master), copy) => {
+                context.upload(master, values)?;
+                copy.map_or(Ok(()), |copy| ops::scaled_copy(context, copy, master, self.scale))
+            }
+            (None, Some(copy)) => context.upload(copy, &values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Its gradient.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn grad(&self, context: &Context) -> Result<Vec<f32>> {
+        match self.grad {
+            Grad::Wide(grad) => context.download(grad),
+            Grad::Narrow(grad) => Ok(context.download(grad)?.into_iter().map(bf16::to_f32).collect()),
+        }
+    }
+
+    /// Queues setting the gradient to zero.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clear_grad(&self, context: &Context) -> Result<()> {
+        match self.grad {
+            Grad::Wide(grad) => context.fill_bytes(grad, 0),
+            Grad::Narrow(grad) => context.fill_bytes(grad, 0),
+        }
+    }
+
+    /// Makes its moments, of zeros, if it has none.
+    pub(crate) fn make_moments(&mut self, slab: &mut Slab, format: MomentFormat) -> Result<()> {
+        if self.moments.is_some() {
+            return Ok(());
+        }
+        let (len, blocks) = (self.len(), self.len().div_ceil(256));
+        self.moments = Some(match format {
+            MomentFormat::Wide => Moments::Wide([slab.zeros(1, len, 0)?, slab.zeros(1, len, 0)?]),
+            MomentFormat::Bf16 => Moments::Bf16([slab.zeros(1, len, 0)?, slab.zeros(1, len, 0)?]),
+            MomentFormat::EightBit => Moments::EightBit(
+                [slab.zeros(1, len, 0)?, slab.zeros(1, len, 0)?],
+                [slab.zeros(1, blocks, 0)?, slab.zeros(1, blocks, 0)?],
+            ),
+        });
+        Ok(())
+    }
+}
