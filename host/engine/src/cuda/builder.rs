@@ -13,6 +13,7 @@ use super::decoder::{Decoder, Table};
 use super::group::{Group, Part, PartAdapter};
 use super::memory::{Buffer, View};
 use super::nf4::{self, Packed, Parts, dynamic_map};
+use super::offload::Offload;
 use super::ops::{self, Filled};
 use super::optim::Optimizer;
 use super::slab::Slab;
@@ -98,6 +99,7 @@ impl Builder {
             arena: Arena::counting(),
             optimizer: Optimizer::default(),
             plans: BTreeMap::new(),
+            offload: Offload::default(),
             budget: None,
             fresh: true,
         };

@@ -12,6 +12,7 @@ use half::bf16;
 
 use super::context::{Context, check};
 use super::memory::{Element, View};
+use super::tuning::Choices;
 use crate::error::{EngineError, Result};
 
 /// Which of the factors is transposed.
@@ -54,7 +55,10 @@ struct Planned {
     b: sys::cublasLtMatrixLayout_t,
     c: sys::cublasLtMatrixLayout_t,
     d: sys::cublasLtMatrixLayout_t,
-    algorithm: sys::cublasLtMatmulAlgo_t,
+    /// The library's proposals, best guess first, and which of them is used.
+    algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
+    chosen: usize,
+    tuned: bool,
 }
 
 /// Plans of products, by shape.
@@ -63,6 +67,7 @@ pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: Option<(u64, usize)>,
     plans: HashMap<Key, Planned>,
+    choices: Choices,
 }
 
 // SAFETY: handles that any thread may use while their context is current; used behind a mutex.
@@ -70,6 +75,9 @@ unsafe impl Send for Gemm {}
 
 /// Scratch memory of the products: what cuBLAS recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
+/// How many algorithms are asked for, and from which work on they are compared.
+const PROPOSALS: usize = 8;
+const TUNED_FROM_FLOP: f64 = 2e9;
 
 fn lt(doing: &str, status: sys::cublasStatus_t) -> Result<()> {
     match status {
@@ -79,20 +87,27 @@ fn lt(doing: &str, status: sys::cublasStatus_t) -> Result<()> {
 }
 
 impl Gemm {
-    pub(crate) fn new(_context: &Context) -> Result<Self> {
+    pub(crate) fn new(context: &Context) -> Result<Self> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes the handle.
         lt("start cuBLASLt", unsafe { sys::cublasLtCreate(&mut handle) })?;
-        Ok(Self { handle, workspace: None, plans: HashMap::new() })
+        // SAFETY: reads a number.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        Ok(Self { handle, workspace: None, plans: HashMap::new(), choices: Choices::load(context.name(), version) })
     }
 
-    fn plan(&mut self, key: Key, data_type: sys::cudaDataType) -> Result<&Planned> {
+    fn plan(&mut self, key: Key, data_type: sys::cudaDataType) -> Result<&mut Planned> {
         if !self.plans.contains_key(&key) {
             // SAFETY: creates descriptors from plain numbers; they live as long as the plans.
-            let planned = unsafe { planned(self.handle, key, data_type) }?;
+            let mut planned = unsafe { planned(self.handle, key, data_type) }?;
+            if let Some(choice) = self.choices.get(&format!("{key:?}")).filter(|&c| c < planned.algorithms.len()) {
+                (planned.chosen, planned.tuned) = (choice, true);
+            }
             self.plans.insert(key, planned);
         }
-        self.plans.get(&key).ok_or_else(|| EngineError::Device { doing: "multiply".into(), reason: "no plan".into() })
+        self.plans
+            .get_mut(&key)
+            .ok_or_else(|| EngineError::Device { doing: "multiply".into(), reason: "no plan".into() })
     }
 }
 
@@ -192,7 +207,7 @@ unsafe fn planned(handle: sys::cublasLtHandle_t, key: Key, out_type: sys::cudaDa
             prefer(attribute, std::ptr::from_ref(&key.alignment).cast(), size_of::<u32>())?;
         }
         let mut found = 0;
-        let mut results: [sys::cublasLtMatmulHeuristicResult_t; 1] = [std::mem::zeroed()];
+        let mut results: [sys::cublasLtMatmulHeuristicResult_t; PROPOSALS] = std::mem::zeroed();
         let status = sys::cublasLtMatmulAlgoGetHeuristic(
             handle,
             operation,
@@ -201,7 +216,7 @@ unsafe fn planned(handle: sys::cublasLtHandle_t, key: Key, out_type: sys::cudaDa
             c,
             d,
             preference,
-            1,
+            PROPOSALS as i32,
             results.as_mut_ptr(),
             &mut found,
         );
@@ -212,7 +227,10 @@ unsafe fn planned(handle: sys::cublasLtHandle_t, key: Key, out_type: sys::cudaDa
                 reason: format!("cuBLASLt has no algorithm ({status:?})"),
             });
         }
-        Ok(Planned { operation, a: first, b: second, c, d, algorithm: results[0].algo })
+        let usable = results[..found.max(0) as usize].iter();
+        let usable = usable.filter(|result| result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        let algorithms = usable.map(|result| result.algo).collect();
+        Ok(Planned { operation, a: first, b: second, c, d, algorithms, chosen: 0, tuned: false })
     }
 }
 
@@ -263,10 +281,12 @@ pub fn multiply<T: Output>(
             gemm.workspace = Some((ptr, WORKSPACE_BYTES));
         }
         let (handle, (workspace, workspace_bytes)) = (gemm.handle, gemm.workspace.unwrap_or_default());
-        let planned = gemm.plan(key, T::DATA_TYPE)?;
         let pointer = |address: u64| address as *mut c_void;
-        context.measured(|| {
-            // SAFETY: the descriptors say what lies at the addresses; the views are of live buffers.
+        // SAFETY (at each call): the descriptors say what lies at the addresses; the views are of live buffers.
+        let run = |planned: &Planned, algorithm: usize| {
+            let Some(algorithm) = planned.algorithms.get(algorithm) else {
+                return Err(EngineError::Device { doing: "multiply".into(), reason: "no algorithm".into() });
+            };
             let status = unsafe {
                 sys::cublasLtMatmul(
                     handle,
@@ -281,13 +301,44 @@ pub fn multiply<T: Output>(
                     planned.c,
                     pointer(out.ptr()),
                     planned.d,
-                    &planned.algorithm,
+                    algorithm,
                     pointer(workspace),
                     workspace_bytes,
                     stream.cast(),
                 )
             };
             lt("multiply", status)
-        })
+        };
+        let planned = gemm.plan(key, T::DATA_TYPE)?;
+        // A product that reads what it writes cannot be repeated.
+        let repeatable = c.ptr() != out.ptr() || !key.adds;
+        let flop = 2.0 * m as f64 * n as f64 * inner_a as f64;
+        if !planned.tuned && repeatable && flop > TUNED_FROM_FLOP && planned.algorithms.len() > 1 {
+            planned.chosen = fastest(context, planned.algorithms.len(), |algorithm| run(planned, algorithm))?;
+            planned.tuned = true;
+            let chosen = planned.chosen;
+            gemm.choices.set(format!("{key:?}"), chosen);
+        }
+        let planned = gemm.plan(key, T::DATA_TYPE)?;
+        context.measured(|| run(planned, planned.chosen))
     })
+}
+
+/// Which of `count` ways of doing the same takes the least time, in the best of three turns.
+fn fastest(context: &Context, count: usize, run: impl Fn(usize) -> Result<()>) -> Result<usize> {
+    let mut best = vec![f64::INFINITY; count];
+    for _ in 0..3 {
+        for (algorithm, best) in best.iter_mut().enumerate() {
+            context.synchronize()?;
+            let started = std::time::Instant::now();
+            // An algorithm that fails is none.
+            if run(algorithm).and_then(|()| run(algorithm)).is_err() {
+                continue;
+            }
+            context.synchronize()?;
+            *best = best.min(started.elapsed().as_secs_f64());
+        }
+    }
+    let fastest = best.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
+    Ok(fastest.map_or(0, |(algorithm, _)| algorithm))
 }

@@ -248,16 +248,22 @@ pub fn compile(source: &Source, defines: &[(&str, i64)], arch: &str) -> Result<V
     }
 }
 
+/// The user's cache, if there is to be one.
+pub(crate) fn cache_root() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    match std::env::var_os("LIFTPLAN_CACHE") {
+        Some(root) if root.is_empty() => None,
+        Some(root) => Some(PathBuf::from(root)),
+        None => {
+            let root = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+            Some(root.join("liftplan"))
+        }
+    }
+}
+
 /// Where a kernel's code is kept, if anywhere.
 fn cached(source: &Source, defines: &[(&str, i64)], arch: &str) -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let root = match std::env::var_os("LIFTPLAN_CACHE") {
-        Some(root) if root.is_empty() => return None,
-        Some(root) => PathBuf::from(root),
-        None => {
-            absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?.join("liftplan")
-        }
-    };
+    let root = cache_root()?;
     let (major, minor) = version();
     let key = format!("{COMMON}\n{}\n{}\n{defines:?}\n{arch}\n{major}.{minor}", source.name, source.text);
     // FNV-1a, 128 bits.

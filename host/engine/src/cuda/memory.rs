@@ -195,24 +195,38 @@ impl Context {
             return Ok(());
         }
         self.bind()?;
-        let width = device.cols() * size_of::<T>();
-        let (host_side, device_side) = (sys::CUmemorytype::CU_MEMORYTYPE_HOST, sys::CUmemorytype::CU_MEMORYTYPE_DEVICE);
-        // SAFETY: all zeros is a valid value of this plain C struct.
-        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-        (copy.WidthInBytes, copy.Height) = (width, device.rows());
-        if upload {
-            (copy.srcMemoryType, copy.srcHost, copy.srcPitch) = (host_side, host.cast(), width);
-            (copy.dstMemoryType, copy.dstDevice, copy.dstPitch) =
-                (device_side, device.ptr(), device.stride() * size_of::<T>());
-        } else {
-            (copy.srcMemoryType, copy.srcDevice, copy.srcPitch) =
-                (device_side, device.ptr(), device.stride() * size_of::<T>());
-            (copy.dstMemoryType, copy.dstHost, copy.dstPitch) = (host_side, host.cast(), width);
-        }
-        // SAFETY: both sides have `rows × cols` elements, and the copy is waited for.
-        let queued = unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream()) }.result();
-        check("copy between host and device", queued)?;
+        let bytes = size_of::<T>();
+        let device_side = Side::Device(device.ptr(), device.stride() * bytes);
+        let host_side = Side::Host(host.cast(), device.cols() * bytes);
+        let (to, from) = if upload { (device_side, host_side) } else { (host_side, device_side) };
+        self.queue_copy(to, from, [device.rows(), device.cols() * bytes])?;
         self.synchronize()
+    }
+
+    /// Queues a copy of `rows` rows of `width` bytes.
+    fn queue_copy(&self, to: Side, from: Side, [rows, width]: [usize; 2]) -> Result<()> {
+        let (src_kind, src_host, src_device, src_pitch) = from.parts();
+        let (dst_kind, dst_host, dst_device, dst_pitch) = to.parts();
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: src_kind,
+            srcHost: src_host,
+            srcDevice: src_device,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: src_pitch,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: dst_kind,
+            dstHost: dst_host,
+            dstDevice: dst_device,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: dst_pitch,
+            WidthInBytes: width,
+            Height: rows,
+        };
+        // SAFETY: both sides have that many rows of that many bytes; the driver copies the description.
+        check("copy memory", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream()) }.result())
     }
 
     /// Queues setting every byte of a view (rows without gaps) to `byte`.
@@ -245,13 +259,23 @@ impl Context {
         if self.is_dry() || to.is_empty() {
             return Ok(());
         }
-        let device_side = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        // SAFETY: all zeros is a valid value of this plain C struct.
-        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-        (copy.WidthInBytes, copy.Height) = (to.cols() * size_of::<T>(), to.rows());
-        (copy.srcMemoryType, copy.srcDevice, copy.srcPitch) = (device_side, from.ptr(), from.stride() * size_of::<T>());
-        (copy.dstMemoryType, copy.dstDevice, copy.dstPitch) = (device_side, to.ptr(), to.stride() * size_of::<T>());
-        // SAFETY: both views lie inside their buffers and have the same shape.
-        check("copy device memory", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream()) }.result())
+        let bytes = size_of::<T>();
+        let side = |view: View<T>| Side::Device(view.ptr(), view.stride() * bytes);
+        self.queue_copy(side(to), side(from), [to.rows(), to.cols() * bytes])
+    }
+}
+
+/// One side of a copy, with the bytes from row to row.
+enum Side {
+    Host(*mut std::ffi::c_void, usize),
+    Device(sys::CUdeviceptr, usize),
+}
+
+impl Side {
+    fn parts(self) -> (sys::CUmemorytype, *mut std::ffi::c_void, sys::CUdeviceptr, usize) {
+        match self {
+            Self::Host(ptr, pitch) => (sys::CUmemorytype::CU_MEMORYTYPE_HOST, ptr, 0, pitch),
+            Self::Device(ptr, pitch) => (sys::CUmemorytype::CU_MEMORYTYPE_DEVICE, std::ptr::null_mut(), ptr, pitch),
+        }
     }
 }

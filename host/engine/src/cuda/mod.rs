@@ -32,6 +32,11 @@ pub mod trainable;
 
 mod block;
 mod group;
+mod inputs;
+mod loss;
+mod offload;
+mod step;
+mod tuning;
 
 pub use block::Level;
 pub use builder::{Builder, Data};

@@ -15,6 +15,8 @@ pub struct StepPlan {
     pub mlp_rows: usize,
     /// Rows of the logits at once.
     pub loss_rows: usize,
+    /// Whether the inputs of blocks that keep nothing else wait in the host's memory.
+    pub offload: bool,
 }
 
 impl StepPlan {
@@ -25,7 +27,7 @@ impl StepPlan {
             from_end if from_end <= products => Level::Products,
             _ => Level::Input,
         };
-        Self { levels: (0..blocks).map(level).collect(), mlp_rows, loss_rows }
+        Self { levels: (0..blocks).map(level).collect(), mlp_rows, loss_rows, offload: false }
     }
 
     /// How many blocks keep `level`.
@@ -49,7 +51,7 @@ pub fn search(
     let mut best: Option<(usize, usize, StepPlan)> = None;
     let mut leanest = usize::MAX;
     // Pieces of 2048 rows lose nothing that could be measured; smaller ones are for tight memory only.
-    for (mlp_rows, loss_rows) in [
+    let pieces = [
         (tokens, 4096),
         (tokens, 2048),
         (tokens.div_ceil(2), 1024),
@@ -58,27 +60,38 @@ pub fn search(
         (2048, 512),
         (1024, 256),
         (512, 128),
-    ] {
-        let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
-        let mut most = |make: &dyn Fn(usize) -> StepPlan, limit: usize| -> Result<Option<usize>> {
-            let least = bytes(&make(0))?;
-            leanest = leanest.min(least);
-            if least > available {
-                return Ok(None);
+    ];
+    for offload in [false, true] {
+        for (mlp_rows, loss_rows) in pieces {
+            let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
+            let make = |products: usize, all: usize| StepPlan {
+                offload,
+                ..StepPlan::new(blocks, products, all, mlp_rows, loss_rows)
+            };
+            let mut most = |make: &dyn Fn(usize) -> StepPlan, limit: usize| -> Result<Option<usize>> {
+                let least = bytes(&make(0))?;
+                leanest = leanest.min(least);
+                if least > available {
+                    return Ok(None);
+                }
+                let (mut fits, mut beyond) = (0, limit + 1);
+                while beyond - fits > 1 {
+                    let middle = fits.midpoint(beyond);
+                    if bytes(&make(middle))? <= available { fits = middle } else { beyond = middle }
+                }
+                Ok(Some(fits))
+            };
+            let Some(products) = most(&|n| make(n, 0), blocks)? else { continue };
+            let all = most(&|n| make(products, n), products)?.unwrap_or(0);
+            if best.as_ref().is_none_or(|(p, a, _)| (products, all) > (*p, *a)) {
+                best = Some((products, all, make(products, all)));
             }
-            let (mut fits, mut beyond) = (0, limit + 1);
-            while beyond - fits > 1 {
-                let middle = fits.midpoint(beyond);
-                if bytes(&make(middle))? <= available { fits = middle } else { beyond = middle }
+            if products == blocks && all == blocks {
+                break;
             }
-            Ok(Some(fits))
-        };
-        let Some(products) = most(&|n| StepPlan::new(blocks, n, 0, mlp_rows, loss_rows), blocks)? else { continue };
-        let all = most(&|n| StepPlan::new(blocks, products, n, mlp_rows, loss_rows), products)?.unwrap_or(0);
-        if best.as_ref().is_none_or(|(p, a, _)| (products, all) > (*p, *a)) {
-            best = Some((products, all, StepPlan::new(blocks, products, all, mlp_rows, loss_rows)));
         }
-        if products == blocks && all == blocks {
+        // Where every block keeps its products there is no input to put away.
+        if best.as_ref().is_some_and(|(products, ..)| *products == blocks) {
             break;
         }
     }

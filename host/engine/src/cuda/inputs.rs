@@ -1,0 +1,97 @@
+//! A batch on the card: ids, positions, targets and documents in one copy, and the table of the rotary embedding.
+
+use std::collections::BTreeMap;
+
+use super::arena::Arena;
+use super::attention::Documents;
+use super::decoder::Decoder;
+use super::memory::{Buffer, View};
+use crate::batch::{Batch, IGNORE};
+use crate::error::Result;
+
+/// A batch on the card.
+pub(crate) struct Inputs {
+    pub ids: View<i32>,
+    pub positions: View<i32>,
+    /// Rows with a target, and the targets.
+    pub rows: View<i32>,
+    pub targets: View<i32>,
+    pub scale: View<f32>,
+    pub documents: Documents,
+    /// Distinct ids, where each one's places start, and the places.
+    pub places: Option<[View<i32>; 3]>,
+}
+
+impl Decoder {
+    pub(crate) fn upload(&self, arena: &mut Arena, batch: &Batch, grad_scale: f32) -> Result<Inputs> {
+        let rows: Vec<i32> = (0..batch.tokens()).filter(|&i| batch.targets[i] != IGNORE).map(|i| i as i32).collect();
+        let targets: Vec<i32> = rows.iter().map(|&row| batch.targets[row as usize] as i32).collect();
+        let signed = |values: &[u32]| values.iter().map(|&x| x as i32).collect::<Vec<_>>();
+        let mut lists = vec![
+            signed(&batch.ids),
+            signed(&batch.positions),
+            rows,
+            targets,
+            signed(&batch.starts),
+            vec![grad_scale.to_bits() as i32],
+        ];
+        if self.embedding.trained.is_some() {
+            let mut places = BTreeMap::<u32, Vec<i32>>::new();
+            for (place, &id) in batch.ids.iter().enumerate() {
+                places.entry(id).or_default().push(place as i32);
+            }
+            lists.push(places.keys().map(|&id| id as i32).collect());
+            let mut starts = vec![0];
+            for list in places.values() {
+                starts.push(starts.last().copied().unwrap_or(0) + list.len() as i32);
+            }
+            lists.push(starts);
+            lists.push(places.into_values().flatten().collect());
+        }
+        let mut all = Vec::new();
+        let mut parts = Vec::new();
+        for list in &lists {
+            parts.push((all.len(), list.len()));
+            all.extend_from_slice(list);
+            all.resize(all.len().next_multiple_of(4), 0);
+        }
+        let whole = arena.low::<i32>(1, all.len(), 0)?;
+        self.context.upload(whole, &all)?;
+        let part = |i: usize| whole.slice_cols(parts[i].0, parts[i].1);
+        let scale = part(5);
+        Ok(Inputs {
+            ids: part(0),
+            positions: part(1),
+            rows: part(2),
+            targets: part(3),
+            documents: Documents::new(part(4), batch.starts.clone()),
+            scale: View::at(scale.ptr(), 1, 1, 1),
+            places: (lists.len() > 6).then(|| [part(6), part(7), part(8)]),
+        })
+    }
+
+    pub(crate) fn ensure_rope(&mut self, positions: &[u32]) -> Result<()> {
+        let needed = positions.iter().max().map_or(1, |&last| last as usize + 1);
+        if self.rope.as_ref().is_some_and(|(_, have)| *have >= needed) || self.context.is_dry() {
+            return Ok(());
+        }
+        let count = needed.next_power_of_two().max(1024);
+        let half = self.shape.inverse_frequencies.len();
+        let mut table = Vec::with_capacity(count * 2 * half);
+        for position in 0..count {
+            // The angle is rounded to f32 before the functions are taken, as on the CPU.
+            let angles = self.shape.inverse_frequencies.iter().map(|f| f64::from(position as f32 * f));
+            table.extend(angles.clone().map(|angle| angle.cos() as f32));
+            table.extend(angles.map(|angle| angle.sin() as f32));
+        }
+        let buffer = Buffer::new(&self.context, table.len() * 4)?;
+        self.context.upload(buffer.view(1, table.len()), &table)?;
+        self.rope = Some((buffer, count));
+        Ok(())
+    }
+
+    pub(crate) fn rope_view(&self) -> View<f32> {
+        let dim = self.shape.dim;
+        self.rope.as_ref().map_or(View::at(0, 0, dim, dim), |(buffer, count)| buffer.view(*count, dim))
+    }
+}

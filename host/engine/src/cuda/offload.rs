@@ -1,0 +1,153 @@
+//! Inputs of blocks that are computed again, kept on the host while the card works on other blocks.
+//!
+//! Three buffers on the card take turns. Forward: once a block's input is written, the second stream copies it out, and
+//! the main stream waits for that copy before it writes the buffer's next input. Backward: the input of a block is
+//! fetched two blocks ahead. At 64 MiB a block and 50 GB/s each way the copies hide behind the products.
+
+use cudarc::driver::{result, sys};
+use half::bf16;
+
+use super::context::{Context, check};
+use super::memory::View;
+use crate::error::{EngineError, Result};
+
+/// Buffers on the card that take turns.
+pub(crate) const RING: usize = 3;
+
+/// Page-locked memory of the host, and the events that order the copies.
+#[derive(Debug, Default)]
+pub(crate) struct Offload {
+    host: Option<Host>,
+    written: Vec<Event>,
+    copied: Vec<Event>,
+    done: Vec<Event>,
+    fetched: Vec<Event>,
+}
+
+#[derive(Debug)]
+struct Host {
+    ptr: *mut std::ffi::c_void,
+    bytes: usize,
+}
+
+// SAFETY: page-locked memory that only the card's copies touch.
+unsafe impl Send for Host {}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `prepare`, freed once, after the copies were waited for.
+        let _ = unsafe { result::free_host(self.ptr) };
+    }
+}
+
+#[derive(Debug)]
+struct Event(sys::CUevent);
+
+// SAFETY: an event is a handle that any thread may use while its context is current.
+unsafe impl Send for Event {}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created by `Event::new`, destroyed once.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+impl Event {
+    fn new() -> Result<Self> {
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        Ok(Self(check("make an event", result::event::create(flags))?))
+    }
+
+    fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: event and stream are valid.
+        check("record an event", unsafe { result::event::record(self.0, stream) })
+    }
+
+    fn wait(&self, stream: sys::CUstream) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream are valid.
+        check("wait for an event", unsafe { result::stream::wait_event(stream, self.0, flags) })
+    }
+}
+
+impl Offload {
+    /// Memory of the host for `count` inputs of `bytes` bytes.
+    ///
+    /// # Errors
+    /// When the host has not that much memory to lock.
+    pub fn prepare(&mut self, context: &Context, count: usize, bytes: usize) -> Result<()> {
+        let needed = count * bytes;
+        if self.host.as_ref().is_none_or(|host| host.bytes < needed) {
+            context.synchronize()?;
+            self.host = None;
+            // SAFETY: freed when dropped.
+            let ptr = unsafe { result::malloc_host(needed, 0) }.map_err(|error| EngineError::Device {
+                doing: format!("lock {:.1} GiB of the host's memory", needed as f64 / (1_u64 << 30) as f64),
+                reason: format!("{error:?}"),
+            })?;
+            self.host = Some(Host { ptr, bytes: needed });
+        }
+        for events in [&mut self.written, &mut self.copied, &mut self.done, &mut self.fetched] {
+            while events.len() < count {
+                events.push(Event::new()?);
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, i: usize, x: View<bf16>) -> Result<(*mut std::ffi::c_void, usize)> {
+        let bytes = x.len() * size_of::<bf16>();
+        match &self.host {
+            // SAFETY: inside the allocation, as checked.
+            Some(host) if (i + 1) * bytes <= host.bytes => {
+                Ok((unsafe { host.ptr.cast::<u8>().add(i * bytes) }.cast(), bytes))
+            }
+            _ => Err(EngineError::Device { doing: "keep a block's input".into(), reason: "no memory was made".into() }),
+        }
+    }
+
+    /// Before the main stream writes the `i`-th input: its buffer's last one must have left.
+    pub fn before_write(&self, context: &Context, i: usize) -> Result<()> {
+        if context.is_dry() || i < RING {
+            return Ok(());
+        }
+        self.copied[i - RING].wait(context.stream())
+    }
+
+    /// Copies the `i`-th input out, once it is written.
+    pub fn after_write(&self, context: &Context, i: usize, x: View<bf16>) -> Result<()> {
+        if context.is_dry() {
+            return Ok(());
+        }
+        let (host, bytes) = self.place(i, x)?;
+        self.written[i].record(context.stream())?;
+        self.written[i].wait(context.copy_stream())?;
+        // SAFETY: both sides have `bytes` bytes; the events order the copy behind the writing and before the next.
+        let queued = unsafe { sys::cuMemcpyDtoHAsync_v2(host, x.ptr(), bytes, context.copy_stream()) }.result();
+        check("copy a block's input to the host", queued)?;
+        self.copied[i].record(context.copy_stream())
+    }
+
+    /// After the backward pass of block `i`: fetches the input of block `i - RING` into its buffer.
+    pub fn after_backward(&self, context: &Context, i: usize, x: View<bf16>) -> Result<()> {
+        if context.is_dry() || i < RING {
+            return Ok(());
+        }
+        let (host, bytes) = self.place(i - RING, x)?;
+        self.done[i].record(context.stream())?;
+        self.done[i].wait(context.copy_stream())?;
+        // SAFETY: as in `after_write`.
+        let queued = unsafe { sys::cuMemcpyHtoDAsync_v2(x.ptr(), host, bytes, context.copy_stream()) }.result();
+        check("copy a block's input to the card", queued)?;
+        self.fetched[i - RING].record(context.copy_stream())
+    }
+
+    /// Before the backward pass of block `i` of `count`: its input must be there.
+    pub fn before_backward(&self, context: &Context, i: usize, count: usize) -> Result<()> {
+        if context.is_dry() || i + RING >= count {
+            return Ok(());
+        }
+        self.fetched[i].wait(context.stream())
+    }
+}

@@ -1,0 +1,105 @@
+//! A training pass: forward through the blocks, the loss, and backward to the lowest weight that trains.
+
+use half::bf16;
+
+use super::arena::{Arena, Mark};
+use super::block::{Block, Kept, Level, Pass};
+use super::decoder::Decoder;
+use super::memory::View;
+use super::offload::RING;
+use super::ops;
+use super::plan::StepPlan;
+use super::trainable::Grad;
+use crate::batch::Batch;
+use crate::error::Result;
+
+impl Decoder {
+    /// Queues a training pass; the losses of the rows with targets will lie in the view.
+    pub(crate) fn step(
+        &self,
+        arena: &mut Arena,
+        batch: &Batch,
+        plan: &StepPlan,
+        grad_scale: f32,
+        first: bool,
+    ) -> Result<View<f32>> {
+        let inputs = self.upload(arena, batch, grad_scale)?;
+        let losses = arena.low::<f32>(1, inputs.rows.cols(), 0)?;
+        let (context, hidden, tokens) = (&self.context, self.shape.hidden, batch.tokens());
+        let pass = Pass {
+            context,
+            documents: &inputs.documents,
+            positions: inputs.positions,
+            table: self.rope_view(),
+            mlp_rows: plan.mlp_rows,
+            first,
+        };
+        let lowest = self.lowest();
+        // The first blocks, whose inputs wait on the host; three buffers take turns for them.
+        let inputs_only = plan.levels.iter().take_while(|&&level| level == Level::Input).count();
+        let away = if plan.offload && inputs_only > 2 * RING { inputs_only } else { 0 };
+        let mut ring = Vec::with_capacity(RING);
+        for _ in 0..if away > 0 { RING } else { 0 } {
+            ring.push(arena.low::<bf16>(tokens, hidden, 0)?);
+        }
+        let mut x = match ring.first() {
+            Some(&first) if lowest == 0 => first,
+            _ => arena.low::<bf16>(tokens, hidden, 0)?,
+        };
+        ops::embed(context, x, self.embedding.view, inputs.ids)?;
+        // Below the lowest block that trains two buffers take turns.
+        let mut other = if lowest > 0 { Some(arena.low::<bf16>(tokens, hidden, 0)?) } else { None };
+        let mut kept: Vec<(Kept, Mark)> = Vec::with_capacity(self.blocks.len() - lowest);
+        for (i, block) in self.blocks.iter().enumerate() {
+            if i < lowest {
+                let Some(out) = other.replace(x) else { break };
+                block.forward(&pass, arena, x, out, None)?;
+                x = out;
+            } else {
+                let (mark, at) = (arena.mark(), i - lowest);
+                if at == 0 && away > 0 && lowest > 0 {
+                    context.copy(ring[0], x)?;
+                    x = ring[0];
+                }
+                if at < away {
+                    self.offload.after_write(context, at, x)?;
+                }
+                let out = if at + 1 < away {
+                    self.offload.before_write(context, at + 1)?;
+                    ring[(at + 1) % RING]
+                } else {
+                    arena.low::<bf16>(tokens, hidden, 0)?
+                };
+                let level = plan.levels.get(at).copied().unwrap_or(Level::Input);
+                kept.push((block.forward(&pass, arena, x, out, Some(level))?, mark));
+                x = out;
+            }
+        }
+        let need_dx = self.embedding.trained.is_some() || lowest < self.blocks.len();
+        let room = self.blocks.iter().map(Block::residual_room).max().unwrap_or(0);
+        let d = need_dx.then(|| arena.high::<bf16>(tokens, hidden, room)).transpose()?;
+        self.head_loss(arena, plan, &inputs, x, losses, d, first)?;
+        let Some(d) = d else { return Ok(losses) };
+        for (i, block) in self.blocks.iter().enumerate().rev().take(kept.len()) {
+            let Some((block_kept, mark)) = kept.pop() else { break };
+            let need_below = self.embedding.trained.is_some() || i > lowest;
+            let at = i - lowest;
+            if at < away {
+                self.offload.before_backward(context, at, away)?;
+            }
+            if !block.backward(&pass, arena, &self.trainables, d, &block_kept, need_below)? {
+                return Ok(losses);
+            }
+            arena.release_low(mark);
+            if at < away {
+                self.offload.after_backward(context, at, ring[at % RING])?;
+            }
+        }
+        if let (Some(index), Some(places)) = (self.embedding.trained, inputs.places)
+            && let Grad::Wide(grad) = self.trainables[index].grad
+        {
+            ops::embed_backward(context, grad, d, places)?;
+        }
+        Ok(losses)
+    }
+}
