@@ -95,7 +95,8 @@ impl Group {
             }
         }
         if let (Some(a), Some(b)) = (self.a, self.b) {
-            context.copy(weight.slice_rows(self.outputs, self.rank), a)?;
+            let room = self.inputs + self.rank;
+            context.copy(weight.slice_rows(self.outputs, self.rank).slice_cols(0, room), a)?;
             context.copy(weight.slice_rows(0, self.outputs).slice_cols(self.inputs, self.rank), b)?;
         }
         Ok(weight)
