@@ -396,7 +396,7 @@ fn caches(bench: &mut Bench<'_>, report: &mut Report) {
             bench.narrow(total, kv_heads * dim, 0, &v),
         );
         let found = bench.poisoned(count, heads * dim, 8);
-        ops::attend_cache(bench.context, &shape, found, q, k, v, first).unwrap();
+        attention::decode(bench.context, &shape, q, [k, v], first, found).unwrap();
         let name = format!("cache: {heads}/{kv_heads} heads of {dim}, {count} behind {first}, window {window:?}");
         report.compare(&name, &bench.get(found), &out, BF16);
     }

@@ -433,7 +433,8 @@ impl Block {
         context.copy(keys.slice_rows(first, tokens), qkv.slice_cols(q_cols, kv_cols))?;
         context.copy(values.slice_rows(first, tokens), qkv.slice_cols(q_cols + kv_cols, kv_cols))?;
         let out = arena.high::<bf16>(tokens, q_cols, self.o.rank)?;
-        ops::attend_cache(context, shape, out, qkv, keys, values, first)?;
+        context.kind(Kind::Attention);
+        attention::decode(context, shape, qkv.slice_cols(0, q_cols), [keys, values], first, out)?;
         let weight = self.o.weights(context, arena)?;
         self.o.lower(context, weight, out)?;
         self.o.forward(context, weight, out, x, Some(x))?;

@@ -32,7 +32,7 @@ impl Decoder {
             signed(&batch.positions),
             rows,
             targets,
-            signed(&batch.starts),
+            Documents::words(&batch.starts),
             vec![grad_scale.to_bits() as i32],
         ];
         if self.embedding.trained.is_some() {

@@ -55,7 +55,6 @@ pub mod sources {
         EMBEDDING = "embedding.cu";
         ADAMW = "adamw.cu";
         NF4 = "nf4.cu";
-        DECODE = "decode.cu";
     }
 }
 

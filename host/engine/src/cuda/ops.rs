@@ -298,26 +298,3 @@ pub fn random_normal(context: &Context, to: Filled, spread: f32, seed: u64, purp
     let launch = Launch::new(elements.div_ceil(512), 256);
     context.launch(&sources::ADAMW, &[("MOMENTS", 32)], "random_normal", launch, arguments)
 }
-
-/// Attention of `q` over a cache; query `i` stands at position `first + i`.
-///
-/// # Errors
-/// When the launch fails.
-pub fn attend_cache(
-    context: &Context,
-    shape: &super::attention::Shape,
-    out: View<bf16>,
-    q: View<bf16>,
-    keys: View<bf16>,
-    values: View<bf16>,
-    first: usize,
-) -> Result<()> {
-    context.kind(Kind::Attention);
-    let window = shape.window.unwrap_or(0);
-    #[rustfmt::skip]
-    let arguments = args![
-        out, q, keys, values, first, shape.heads, shape.kv_heads, shape.dim, window, shape.scale, q.stride(), out.stride()
-    ];
-    let launch = Launch { grid: [q.rows() as u32, shape.heads as u32, 1], block: 256, shared: 0 };
-    context.launch(&sources::DECODE, &[], "attend_cache", launch, arguments)
-}
