@@ -427,7 +427,7 @@ fn compare(context: &Context, case: &Case, report: &mut Report) {
         &format!("{}: loss, little kept", case.name),
         &[lean_loss.sum as f32],
         &[rich_loss.sum as f32],
-        1e-5,
+        1e-3,
     );
     let all = |decoder: &CudaDecoder| -> Vec<f32> {
         decoder.trainables().iter().flat_map(|t| t.grad(context).unwrap()).collect()

@@ -63,9 +63,11 @@ impl Bench<'_> {
     }
 }
 
+type Check = fn(&mut Bench<'_>, &mut Report);
+
 pub fn check(context: &Context, report: &mut Report) {
     let mut bench = Bench { context, random: Random::new(5, 0), buffers: Vec::new() };
-    let checks: [(&str, fn(&mut Bench<'_>, &mut Report)); 9] = [
+    let checks: [(&str, Check); 9] = [
         ("products", products),
         ("norm", norms),
         ("rope", ropes),

@@ -233,7 +233,7 @@ fn unfit(slot: Slot, expected: &str, found: &str) -> EngineError {
 fn check_shape(shape: &ModelShape) -> Result<()> {
     let widths = [("hidden size", shape.hidden), ("intermediate size", shape.intermediate), ("head size", shape.dim)];
     for (what, width) in widths {
-        if width % 8 != 0 || width == 0 {
+        if !width.is_multiple_of(8) || width == 0 {
             return Err(EngineError::Shape {
                 what: what.into(),
                 expected: "a multiple of 8 on a GPU".into(),
@@ -450,7 +450,7 @@ impl<'a> Maker<'a> {
     }
 
     fn packed(&mut self, spec: &TensorSpec, rows: usize, cols: usize, double: bool) -> Result<Packed> {
-        if cols % nf4::BLOCK != 0 {
+        if !cols.is_multiple_of(nf4::BLOCK) {
             return Err(unfit(spec.slot, "a multiple of 64 columns, to be kept in 4 bits", &cols.to_string()));
         }
         if spec.treatment == Treatment::Train {

@@ -147,7 +147,7 @@ unsafe fn planned(handle: sys::cublasLtHandle_t, key: Key, out_type: sys::cudaDa
     let [lda, ldb, ldc, ldd] = key.strides;
     let input = sys::cudaDataType_t::CUDA_R_16BF;
     let doing = "plan a product";
-    // SAFETY (all below): descriptors are created, filled with values of the documented types, and kept.
+    // SAFETY: descriptors are created, filled with values of the documented types, and kept.
     unsafe {
         let mut operation = std::ptr::null_mut();
         lt(
@@ -282,11 +282,11 @@ pub fn multiply<T: Output>(
         }
         let (handle, (workspace, workspace_bytes)) = (gemm.handle, gemm.workspace.unwrap_or_default());
         let pointer = |address: u64| address as *mut c_void;
-        // SAFETY (at each call): the descriptors say what lies at the addresses; the views are of live buffers.
         let run = |planned: &Planned, algorithm: usize| {
             let Some(algorithm) = planned.algorithms.get(algorithm) else {
                 return Err(EngineError::Device { doing: "multiply".into(), reason: "no algorithm".into() });
             };
+            // SAFETY: the descriptors say what lies at the addresses; the views are of live buffers.
             let status = unsafe {
                 sys::cublasLtMatmul(
                     handle,

@@ -53,7 +53,10 @@ impl Decoder {
         for list in &lists {
             parts.push((all.len(), list.len()));
             all.extend_from_slice(list);
-            all.resize(all.len().next_multiple_of(4), 0);
+            // Lists whose length depends on the ids take as much room as they ever do, so that a batch's size alone
+            // decides what its step takes.
+            let room = if parts.len() > 6 { batch.tokens() + 1 } else { list.len() };
+            all.resize((all.len() - list.len() + room).next_multiple_of(4), 0);
         }
         let whole = arena.low::<i32>(1, all.len(), 0)?;
         self.context.upload(whole, &all)?;

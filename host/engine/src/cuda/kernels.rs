@@ -111,12 +111,16 @@ macro_rules! args {
 }
 pub(crate) use args;
 
+/// A file and the constants it is compiled with.
+type Compiled = (&'static str, Vec<(&'static str, i64)>);
+
 /// The kernels of one card.
 #[derive(Debug)]
 pub(crate) struct Kernels {
     arch: String,
-    modules: HashMap<(&'static str, Vec<(&'static str, i64)>), driver::CUmodule>,
-    functions: HashMap<(&'static str, Vec<(&'static str, i64)>, &'static str), (driver::CUfunction, u32)>,
+    modules: HashMap<Compiled, driver::CUmodule>,
+    /// With the bytes of shared memory that each may take.
+    functions: HashMap<(Compiled, &'static str), (driver::CUfunction, u32)>,
 }
 
 // SAFETY: modules and functions are handles that any thread may use while their context is current.
@@ -134,7 +138,7 @@ impl Kernels {
         name: &'static str,
         shared: u32,
     ) -> Result<driver::CUfunction> {
-        let key = (source.name, defines.to_vec(), name);
+        let key = ((source.name, defines.to_vec()), name);
         if let Some((function, allowed)) = self.functions.get(&key)
             && shared <= *allowed
         {

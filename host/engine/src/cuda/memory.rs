@@ -183,8 +183,8 @@ impl Context {
     pub fn download<T: Element>(&self, from: View<T>) -> Result<Vec<T>> {
         let mut to = Vec::with_capacity(from.len());
         self.copy_2d(from, to.as_mut_ptr(), false)?;
-        // SAFETY: the copy wrote all of them, or there is no device (dry) and the length stays 0.
         if !self.is_dry() {
+            // SAFETY: the copy wrote all of them; without a device the length stays 0.
             unsafe { to.set_len(from.len()) };
         }
         Ok(to)

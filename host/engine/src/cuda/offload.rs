@@ -99,8 +99,8 @@ impl Offload {
     fn place(&self, i: usize, x: View<bf16>) -> Result<(*mut std::ffi::c_void, usize)> {
         let bytes = x.len() * size_of::<bf16>();
         match &self.host {
-            // SAFETY: inside the allocation, as checked.
             Some(host) if (i + 1) * bytes <= host.bytes => {
+                // SAFETY: inside the allocation, as just checked.
                 Ok((unsafe { host.ptr.cast::<u8>().add(i * bytes) }.cast(), bytes))
             }
             _ => Err(EngineError::Device { doing: "keep a block's input".into(), reason: "no memory was made".into() }),

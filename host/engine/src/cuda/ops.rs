@@ -144,6 +144,9 @@ pub fn rope(
     context.launch(&sources::ROPE, &[], "rope_forward", Launch::new(to.rows(), 256), arguments)
 }
 
+/// Gradients of the queries' and the keys' norms to add to, and [`rope_parts_len`] numbers in between.
+pub type NormGrads = ([Option<View<f32>>; 2], View<f32>);
+
 /// Blocks of the rotary embedding's backward pass when it sums the norms' gradients.
 const ROPE_BLOCKS: usize = 1024;
 
@@ -164,7 +167,7 @@ pub fn rope_backward(
     before: View<bf16>,
     positions: View<i32>,
     table: View<f32>,
-    norm_grads: Option<([Option<View<f32>>; 2], View<f32>)>,
+    norm_grads: Option<NormGrads>,
 ) -> Result<()> {
     context.kind(Kind::Rope);
     let tokens = d.rows();

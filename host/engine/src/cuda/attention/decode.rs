@@ -29,7 +29,10 @@ pub fn decode(
     out: View<bf16>,
 ) -> Result<()> {
     assert_eq!(keys.stride(), values.stride(), "keys and values lie alike");
-    assert!(past + q.rows() <= keys.rows() && shape.dim <= 256 && shape.dim % 8 == 0, "the cache holds the new tokens");
+    assert!(
+        past + q.rows() <= keys.rows() && shape.dim <= 256 && shape.dim.is_multiple_of(8),
+        "the cache holds the new tokens"
+    );
     let Shape { heads, kv_heads, dim, window, scale } = *shape;
     let lanes = (dim / 8).next_power_of_two().max(4);
     #[rustfmt::skip]

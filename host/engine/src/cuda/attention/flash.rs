@@ -84,7 +84,7 @@ impl Cut {
     /// Chosen by measurement on an H100 (host/docs/log.md); without `wgmma`, by what fits the 99 KB of shared memory
     /// that consumer cards of every generation since Ampere have.
     fn new(capability: (u32, u32), dim: usize, pass: Pass) -> Option<Self> {
-        if dim % 16 != 0 || dim == 0 || dim > 256 {
+        if !dim.is_multiple_of(16) || dim == 0 || dim > 256 {
             return None;
         }
         let hopper = capability.0 == 9 && matches!(dim, 64 | 80 | 96 | 128 | 256);
