@@ -35,6 +35,10 @@ struct Case {
 
 impl Case {
     fn new(settings: &str) -> Self {
+        Self::with_optimizer("adamw", settings)
+    }
+
+    fn with_optimizer(optimizer: &str, settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let row =
             |i: usize| format!("{{\"text\": \"{}\"}}\n", "the weaver lifts thread ".repeat(1 + i % 5) + &i.to_string());
@@ -45,7 +49,7 @@ impl Case {
             "model = {model:?}\nseed = 5\n\
              [data]\ntrain = \"train.jsonl\"\nvalidation = \"validation.jsonl\"\nformat = \"text\"\n\
              {settings}\n\
-             [optimizer]\nlr = 0.01\nweight_decay = 0.01\n[schedule]\nname = \"cosine\"\nwarmup_steps = 3\n"
+             [optimizer]\nname = {optimizer:?}\nlr = 0.01\nweight_decay = 0.01\n[schedule]\nname = \"cosine\"\nwarmup_steps = 3\n"
         );
         let file = dir.path().join("config.toml");
         let config = Config::parse(&text, &file, "config.toml", &[]).unwrap();
@@ -89,7 +93,10 @@ impl Case {
 }
 
 fn check(settings: &str) {
-    let case = Case::new(settings);
+    check_case(Case::new(settings));
+}
+
+fn check_case(case: Case) {
     case.train("whole", false, None);
     let (tensors, numbers) = (case.tensors("whole"), case.numbers("whole"));
     assert_eq!(numbers.iter().filter(|n| n[2] >= 0.0).count() as u64, STEPS);
@@ -130,6 +137,40 @@ fn bf16_weights_with_a_master_copy() {
     check(
         "[policy]\nname = \"full\"\n[train]\nsteps = 12\nbatch_size = 4\nweights = \"bf16\"\nbf16_update = \"master\"",
     );
+}
+
+#[test]
+fn adapters_over_4_bit_weights_with_8_bit_states() {
+    // Of the adapters' matrices some have 4096 elements, whose moments are in 8 bits, and some fewer.
+    let settings = "[policy]\nname = \"qlora\"\nrank = 64\ndropout = 0.1\n[train]\nsteps = 12\nbatch_size = 4";
+    let case = Case::with_optimizer("adamw8bit", settings);
+    check_case(case);
+}
+
+#[test]
+fn whole_weights_beside_4_bit_ones_with_paged_8_bit_states() {
+    let settings =
+        "[policy]\nname = \"qspectrum\"\npercent = 50\nembeddings = true\n[train]\nsteps = 12\nbatch_size = 4";
+    check_case(Case::with_optimizer("paged_adamw8bit", settings));
+}
+
+#[test]
+fn a_master_copy_with_8_bit_states() {
+    check_case(Case::with_optimizer(
+        "adamw8bit",
+        "[policy]\nname = \"full\"\n[train]\nsteps = 12\nbatch_size = 4\nweights = \"bf16\"\nbf16_update = \"master\"",
+    ));
+}
+
+#[test]
+fn paging_states_changes_nothing() {
+    let settings = "[policy]\nname = \"full\"\n[train]\nsteps = 12\nbatch_size = 4";
+    let (memory, paged) = (Case::new(settings), Case::with_optimizer("paged_adamw", settings));
+    memory.train("whole", false, None);
+    paged.train("whole", false, Some(5));
+    paged.train("whole", true, None);
+    assert_eq!(memory.numbers("whole"), paged.numbers("whole"));
+    assert!(memory.tensors("whole") == paged.tensors("whole"));
 }
 
 #[test]

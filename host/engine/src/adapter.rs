@@ -1,8 +1,11 @@
 //! A low-rank adapter beside a frozen weight: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353).
 
 use crate::error::{Result, expect_shape};
+use crate::mat::Mat;
 use crate::ops::matmul::{self, Into};
 use crate::param::Param;
+use crate::pool::Pool;
+use crate::storage::Weight;
 
 /// What an adapter computes with its matrices.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,10 +58,11 @@ impl Adapter {
     }
 
     /// For DoRA: `‖W + scale·B·A‖` of each output's row, `[out]`.
-    pub(crate) fn row_norms(&self, weight: &[f32]) -> Vec<f32> {
+    pub(crate) fn row_norms(&self, weight: &Weight, pool: &Pool) -> Vec<f32> {
         let (out, input) = (self.b.rows(), self.a.cols());
         let (a, b) = (self.a.value.as_f32(), self.b.value.as_f32());
-        let mut merged = weight.to_vec();
+        let mut merged = Mat::uninit(pool, out, input);
+        weight.read_parallel(0, &mut merged);
         matmul::nn(Into::Add, &mut merged, self.options.scale, &b, &a, [out, input, self.rank()]);
         row_norms(&merged, input)
     }

@@ -297,7 +297,8 @@ impl Decoder {
     fn project(&self, normed: &Mat) -> Mat {
         let (rows, vocab, hidden) = (normed.rows(), self.vocab(), normed.cols());
         let mut logits = Mat::uninit(&self.pool, rows, vocab);
-        matmul::nt(Into::Replace, &mut logits, 1.0, normed, &self.head().value.as_f32(), [rows, vocab, hidden]);
+        let head = (&self.head().value, &self.pool);
+        matmul::nt_weight(Into::Replace, &mut logits, 1.0, normed, head, [rows, vocab, hidden]);
         logits
     }
 
@@ -334,8 +335,8 @@ impl Decoder {
             let d_logits = logits;
             let d_normed = need_d_normed.then(|| {
                 let mut d_normed = Mat::uninit(&self.pool, rows.len(), hidden);
-                let head = self.head().value.as_f32();
-                matmul::nn(Into::Replace, &mut d_normed, 1.0, &d_logits, &head, [rows.len(), hidden, vocab]);
+                let head = (&self.head().value, &self.pool);
+                matmul::nn_weight(Into::Replace, &mut d_normed, 1.0, &d_logits, head, [rows.len(), hidden, vocab]);
                 d_normed
             });
             if let Some(d_head) = self.head.as_mut().unwrap_or(&mut self.embedding).grad_mut() {

@@ -23,6 +23,14 @@ pub enum EngineError {
         /// Rows of the embedding.
         vocab: usize,
     },
+    /// No pages for an optimiser's state.
+    #[error("no room for {bytes} bytes of optimiser states: {error}")]
+    Pages {
+        /// How many bytes were wanted.
+        bytes: usize,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// A NaN or an infinity where a number was expected.
     #[error("{what} is not finite ({value})")]
     NotFinite {

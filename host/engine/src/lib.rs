@@ -34,4 +34,4 @@ pub use error::{EngineError, Result};
 pub use linear::Linear;
 pub use param::Param;
 pub use pool::Pool;
-pub use storage::Weight;
+pub use storage::{Int8, Nf4, Nf4Options, Weight};

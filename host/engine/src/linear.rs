@@ -86,9 +86,9 @@ impl Linear {
     /// `y[tokens, out]` of `x[tokens, in]`, and what the backward pass needs.
     pub fn forward(&self, x: &Mat, pass: DropoutPass) -> (Mat, LinearKept) {
         let (tokens, shape) = (x.rows(), [x.rows(), self.outputs(), self.inputs()]);
-        let weight = self.weight.value.as_f32();
+        let weight = (&self.weight.value, x.pool());
         let mut y = Mat::uninit(x.pool(), tokens, self.outputs());
-        matmul::nt(Into::Replace, &mut y, 1.0, x, &weight, shape);
+        matmul::nt_weight(Into::Replace, &mut y, 1.0, x, weight, shape);
         let mut kept = LinearKept::default();
         if let Some(adapter) = &self.adapter {
             let rank = adapter.rank();
@@ -103,14 +103,14 @@ impl Linear {
                 Some(magnitude) => {
                     // Reference: PEFT's DoRA layer. y = x·Wᵀ + (f - 1)·(x'·Wᵀ) + f·scale·(x'·Aᵀ)·Bᵀ with x' the input
                     // after dropout and f = magnitude / norm; without dropout that is f·(x·Wᵀ + scale·(x·Aᵀ)·Bᵀ).
-                    let norm = adapter.row_norms(&weight);
+                    let norm = adapter.row_norms(&self.weight.value, x.pool());
                     let magnitude = magnitude.value.as_f32();
                     let factor: Vec<f32> = magnitude.iter().zip(&norm).map(|(m, n)| m / n).collect();
                     let mut product = match &dropped {
                         None => y.duplicate(),
                         Some(dropped) => {
                             let mut product = Mat::uninit(x.pool(), tokens, self.outputs());
-                            matmul::nt(Into::Replace, &mut product, 1.0, dropped, &weight, shape);
+                            matmul::nt_weight(Into::Replace, &mut product, 1.0, dropped, weight, shape);
                             for (y, p) in y.iter_mut().zip(product.iter()) {
                                 *y -= p;
                             }
@@ -155,7 +155,8 @@ impl Linear {
         }
         let (Some(adapter), Some(x), Some(low)) = (&mut self.adapter, x, &kept.low) else {
             if let Some((into, dx)) = dx {
-                matmul::nn(into, dx, 1.0, dy, &self.weight.value.as_f32(), [tokens, input, out]);
+                let weight = (&self.weight.value, dy.pool());
+                matmul::nn_weight(into, dx, 1.0, dy, weight, [tokens, input, out]);
             }
             return;
         };
@@ -185,14 +186,14 @@ impl Linear {
             matmul::tn(Into::Add, d_a, 1.0, &d_low, dropped.as_ref().unwrap_or(x), [rank, input, tokens]);
         }
         let Some((into, dx)) = dx else { return };
-        let (weight, a) = (self.weight.value.as_f32(), adapter.a.value.as_f32());
+        let (weight, a) = ((&self.weight.value, dy.pool()), adapter.a.value.as_f32());
         if dropped.is_none() {
             // Without dropout both products have the same input, so that with DoRA the base's gradient is d_product too.
-            matmul::nn(into, dx, 1.0, d_low_source, &weight, [tokens, input, out]);
+            matmul::nn_weight(into, dx, 1.0, d_low_source, weight, [tokens, input, out]);
             matmul::nn(Into::Add, dx, 1.0, &d_low, &a, [tokens, input, rank]);
             return;
         }
-        matmul::nn(into, dx, 1.0, dy, &weight, [tokens, input, out]);
+        matmul::nn_weight(into, dx, 1.0, dy, weight, [tokens, input, out]);
         let mut d_dropped = Mat::uninit(dy.pool(), tokens, input);
         matmul::nn(Into::Replace, &mut d_dropped, 1.0, &d_low, &a, [tokens, input, rank]);
         if let Some(d_product) = &d_product {
@@ -200,7 +201,7 @@ impl Linear {
             for (b, dy) in beyond.iter_mut().zip(dy.iter()) {
                 *b -= dy;
             }
-            matmul::nn(Into::Add, &mut d_dropped, 1.0, &beyond, &weight, [tokens, input, out]);
+            matmul::nn_weight(Into::Add, &mut d_dropped, 1.0, &beyond, weight, [tokens, input, out]);
         }
         let mut d_masked = Mat::uninit(dy.pool(), tokens, input);
         if let Some(stream) = stream(adapter, pass) {

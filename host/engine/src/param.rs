@@ -1,6 +1,6 @@
 //! A weight of the model and, exactly while it trains, the buffer of its gradient.
 
-use crate::error::{Result, expect_shape};
+use crate::error::{EngineError, Result, expect_shape};
 use crate::storage::Weight;
 
 /// One weight, `[rows, cols]`; a vector has one row.
@@ -28,8 +28,16 @@ impl Param {
     /// A weight that trains.
     ///
     /// # Errors
-    /// When `value` does not have `rows × cols` elements.
+    /// When `value` does not have `rows × cols` elements, or is of a format that cannot train.
     pub fn trained(name: impl Into<String>, rows: usize, cols: usize, value: Weight) -> Result<Self> {
+        let name = name.into();
+        if !value.can_train() {
+            return Err(EngineError::Shape {
+                what: format!("storage of {name}, which trains"),
+                expected: "f32 or bf16".into(),
+                found: value.format().into(),
+            });
+        }
         let mut param = Self::frozen(name, rows, cols, value)?;
         param.set_trained(true);
         Ok(param)

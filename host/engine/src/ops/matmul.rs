@@ -3,7 +3,12 @@
 //! Computed by faer's kernels, which reach the machine's best rate on the shapes of a decoder block.
 
 use faer::linalg::matmul::matmul;
+use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
+
+use crate::mat::Mat;
+use crate::pool::Pool;
+use crate::storage::Weight;
 
 /// What happens to what the output holds already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,4 +78,50 @@ pub fn tn(into: Into, c: &mut [f32], alpha: f32, a: &[f32], b: &[f32], [m, n, k]
     let b = MatRef::from_row_major_slice(b, k, n);
     let c = MatMut::from_row_major_slice_mut(c, m, n);
     product(into, c, alpha, a, b);
+}
+
+/// Elements of a weight that are converted to `f32` at a time (8 MiB): more would leave the cache before they are used.
+const PANEL_LEN: usize = 1 << 21;
+
+/// [`nt`] with a weight `[n, k]` in any format: what is not kept as `f32` is converted panel by panel, into one buffer of the
+/// pool, so that the memory stays near that of the format. Panels depend on the shape alone.
+pub fn nt_weight(into: Into, c: &mut [f32], alpha: f32, a: &[f32], weight: (&Weight, &Pool), [m, n, k]: [usize; 3]) {
+    let (weight, pool) = weight;
+    if let Weight::F32(values) = weight {
+        return nt(into, c, alpha, a, values, [m, n, k]);
+    }
+    let a = MatRef::from_row_major_slice(a, m, k);
+    let mut c = MatMut::from_row_major_slice_mut(c, m, n);
+    for_each_panel(weight, pool, [n, k], |first, rows, panel| {
+        let b = MatRef::from_row_major_slice(panel, rows, k).transpose();
+        product(into, c.rb_mut().subcols_mut(first, rows), alpha, a, b);
+    });
+}
+
+/// [`nn`] with a weight `[k, n]` in any format, as [`nt_weight`].
+pub fn nn_weight(into: Into, c: &mut [f32], alpha: f32, a: &[f32], weight: (&Weight, &Pool), [m, n, k]: [usize; 3]) {
+    let (weight, pool) = weight;
+    if let Weight::F32(values) = weight {
+        return nn(into, c, alpha, a, values, [m, n, k]);
+    }
+    let a = MatRef::from_row_major_slice(a, m, k);
+    let mut c = MatMut::from_row_major_slice_mut(c, m, n);
+    let mut into = into;
+    for_each_panel(weight, pool, [k, n], |first, rows, panel| {
+        let b = MatRef::from_row_major_slice(panel, rows, n);
+        product(into, c.rb_mut(), alpha, a.subcols(first, rows), b);
+        into = Into::Add;
+    });
+}
+
+/// Hands the weight `[rows, cols]` on in panels of whole rows: the first row, how many they are, and their numbers.
+fn for_each_panel(weight: &Weight, pool: &Pool, [rows, cols]: [usize; 2], mut each: impl FnMut(usize, usize, &[f32])) {
+    let most = (PANEL_LEN / cols.max(1)).max(1).min(rows);
+    let mut panel = Mat::uninit(pool, most, cols);
+    for first in (0..rows).step_by(most.max(1)) {
+        let count = most.min(rows - first);
+        let panel = &mut panel[..count * cols];
+        weight.read_parallel(first * cols, panel);
+        each(first, count, panel);
+    }
 }

@@ -14,4 +14,4 @@ pub mod rope;
 pub mod swiglu;
 
 mod exp;
-mod parallel;
+pub(crate) mod parallel;

@@ -3,6 +3,8 @@
 
 mod adamw;
 mod clip;
+mod state;
 
-pub use adamw::{AdamW, AdamWOptions, Bf16Update, State};
+pub use adamw::{AdamW, AdamWOptions, Bf16Update};
 pub use clip::grad_norm;
+pub use state::{BLOCK, Buffer, LEAST_FOR_BITS8, LEAST_FOR_PAGES, MakePages, Moment, Pages, State};

@@ -23,7 +23,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub mod data;
+pub mod presets;
 pub mod settings;
+pub mod storage;
 pub mod suggest;
 pub(crate) mod layers;
 mod places;
@@ -33,6 +35,7 @@ mod written;
 
 pub use data::{DataConfig, DataFormat, FieldNames, LossOn, OnProblem, TooLong};
 pub use places::Places;
+pub use storage::{FrozenStorage, StorageConfig};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -54,6 +57,8 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// How long and in what portions to train.
     pub train: TrainConfig,
+    /// How frozen weights are kept.
+    pub storage: StorageConfig,
     /// The optimiser.
     pub optimizer: OptimizerConfig,
     /// The learning rate over time.
@@ -76,7 +81,7 @@ pub enum Device {
 /// Which policy makes the plan. Everything in `[policy]` beside `name` is the policy's own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyConfig {
-    /// The policy's name, `lora`, `full` or `spectrum`. Required.
+    /// The policy's name, `lora`, `full` or `spectrum`, or a preset's (see [`presets`]), which stands for a policy. Required.
     pub name: String,
     /// The policy's settings, checked by the policy (see [`crate::policy`]).
     #[serde(flatten)]
@@ -101,7 +106,8 @@ pub struct TrainConfig {
     pub micro_batch_examples: Option<usize>,
     /// Gradients whose norm (over all of them together) is larger are scaled down to it; 0 never clips. Default 1.
     pub max_grad_norm: f64,
-    /// How the base model's weights are kept while training. Default `f32`.
+    /// How the weights that train are kept, and those that `[storage]` says nothing about. Default `f32`, with presets
+    /// `bf16`.
     pub weights: Weights,
     /// How weights kept in bf16 take updates smaller than their precision. Default `stochastic`; only where such weights
     /// train. See [`TrainConfig::bf16_update_or_default`].
@@ -192,10 +198,32 @@ pub struct OptimizerConfig {
 
 /// The optimisers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub enum OptimizerName {
     /// Adam with decoupled weight decay (arXiv 1711.05101).
+    #[serde(rename = "adamw")]
     Adamw,
+    /// The same with its states in 8 bits (arXiv 2110.02861), as bitsandbytes' `AdamW8bit`.
+    #[serde(rename = "adamw8bit")]
+    Adamw8bit,
+    /// AdamW whose states lie in mapped files in the run's directory: they leave the process's memory between updates, and
+    /// the system keeps as much of them in its file cache as it has room for.
+    #[serde(rename = "paged_adamw")]
+    PagedAdamw,
+    /// Both.
+    #[serde(rename = "paged_adamw8bit")]
+    PagedAdamw8bit,
+}
+
+impl OptimizerName {
+    /// Whether states are kept in 8 bits.
+    pub fn is_8bit(self) -> bool {
+        matches!(self, Self::Adamw8bit | Self::PagedAdamw8bit)
+    }
+
+    /// Whether states lie in files.
+    pub fn is_paged(self) -> bool {
+        matches!(self, Self::PagedAdamw | Self::PagedAdamw8bit)
+    }
 }
 
 /// `[schedule]`: the learning rate over time.

@@ -9,7 +9,7 @@ use super::source::Source;
 use super::written::{self, Written, WrittenEval, WrittenOptimizer, WrittenSchedule, WrittenTrain};
 use super::{
     Bf16Update, Config, DataConfig, Device, EvalBy, EvalConfig, OptimizerConfig, OptimizerName, PolicyConfig,
-    ScheduleConfig, ScheduleName, Task, TrainConfig, Weights,
+    ScheduleConfig, ScheduleName, Task, TrainConfig, Weights, presets, storage,
 };
 use crate::{Error, Result};
 
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
     let directory = file.parent().unwrap_or(Path::new("/"));
     let Source { value, places } = source;
-    let written: Written = written::read(value)?;
+    let mut written: Written = written::read(value)?;
 
     let model = written.model.ok_or_else(|| {
         Error::config("`model` is missing")
@@ -32,6 +32,8 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         .ok_or_else(|| Error::config("`data` is missing").help("add a section [data] with train = \"file.jsonl\""))?;
     data.resolve(directory, &places)?;
 
+    let mut policy = policy(written.policy, directory)?;
+    presets::expand(&mut policy, &mut written.train, &mut written.storage)?;
     let train = train(written.train)?;
     if train.eval_every.is_some() && !data.has_validation() {
         return Err(Error::config("`train.eval_every` has no effect: there is no validation data")
@@ -46,7 +48,8 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         seed,
         device: written.device.unwrap_or(Device::Cpu),
         data,
-        policy: policy(written.policy, directory)?,
+        policy,
+        storage: storage::resolve(written.storage, train.weights)?,
         schedule: schedule(written.schedule, &train)?,
         train,
         optimizer: optimizer(written.optimizer)?,

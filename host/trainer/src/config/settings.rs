@@ -11,7 +11,7 @@ use super::suggest;
 use crate::Error;
 
 /// Other trainers' names for settings, and ours.
-const SYNONYMS: [(&str, &str); 34] = [
+const SYNONYMS: [(&str, &str); 39] = [
     ("learning_rate", "optimizer.lr"),
     ("adam_epsilon", "optimizer.eps"),
     ("adam_beta1", "optimizer.betas"),
@@ -45,6 +45,11 @@ const SYNONYMS: [(&str, &str); 34] = [
     ("alpha_pattern", "policy.alphas"),
     ("use_rslora", "policy.rslora"),
     ("use_dora", "policy.dora"),
+    ("load_in_4bit", "storage.frozen"),
+    ("load_in_8bit", "storage.frozen"),
+    ("bnb_4bit_quant_type", "storage.frozen"),
+    ("bnb_4bit_use_double_quant", "storage.double_quantization"),
+    ("optim", "optimizer.name"),
     ("loraplus_lr_ratio", "policy.lora_plus_ratio"),
 ];
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::storage::WrittenStorage;
 use super::{
     Bf16Update, DataConfig, Device, EarlyStopping, EvalBy, OptimizerName, ScheduleName, Task, Weights, settings,
 };
@@ -21,6 +22,7 @@ pub(super) struct Written {
     pub data: Option<DataConfig>,
     pub policy: Option<Map<String, Value>>,
     pub train: WrittenTrain,
+    pub storage: WrittenStorage,
     pub optimizer: WrittenOptimizer,
     pub schedule: WrittenSchedule,
     pub eval: WrittenEval,
@@ -88,6 +90,7 @@ fn every_setting() -> Vec<String> {
     let sections = [
         ("", settings::names::<Written>()),
         ("train", settings::names::<WrittenTrain>()),
+        ("storage", settings::names::<WrittenStorage>()),
         ("optimizer", settings::names::<WrittenOptimizer>()),
         ("schedule", settings::names::<WrittenSchedule>()),
         ("eval", settings::names::<WrittenEval>()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{AdapterSpec, Entry, Origin, Picks, Plan, Storage, Treatment};
+use super::{AdapterSpec, Entry, Origin, Picks, Plan, Storage, StorageRule, Treatment};
 use crate::config::suggest;
 use crate::model::inventory::{Inventory, Kind, TensorInfo};
 use crate::{Error, Result};
@@ -16,7 +16,7 @@ pub struct PlanBuilder<'a> {
     positions: BTreeMap<&'a str, usize>,
     lines: Vec<Line>,
     previous: Option<&'a Plan>,
-    default_storage: Storage,
+    storage_rule: StorageRule,
     picks: Picks,
     scores: BTreeMap<String, f64>,
 }
@@ -30,22 +30,23 @@ struct Line {
 }
 
 impl<'a> PlanBuilder<'a> {
-    /// Starts a plan for the tensors of `inventory`, all kept as `default_storage` unless said otherwise.
-    pub fn new(inventory: &'a Inventory, default_storage: Storage) -> Self {
+    /// Starts a plan for the tensors of `inventory`, kept as `storage_rule` says unless said otherwise.
+    pub fn new(inventory: &'a Inventory, storage_rule: impl Into<StorageRule>) -> Self {
         Self {
             inventory,
             positions: inventory.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect(),
             lines: vec![Line::default(); inventory.tensors.len()],
             previous: None,
-            default_storage,
+            storage_rule: storage_rule.into(),
             picks: Picks::default(),
             scores: BTreeMap::new(),
         }
     }
 
     /// Starts the revision of `plan`: what isn't named stays as it is there, its picks included.
-    pub fn revising(inventory: &'a Inventory, plan: &'a Plan, default_storage: Storage) -> Self {
-        let mut builder = Self::new(inventory, default_storage);
+    /// A tensor that begins to train whole gets the rule's storage for that, and keeps it when it stops.
+    pub fn revising(inventory: &'a Inventory, plan: &'a Plan, storage_rule: impl Into<StorageRule>) -> Self {
+        let mut builder = Self::new(inventory, storage_rule);
         builder.previous = Some(plan);
         builder.picks = plan.picks.clone();
         builder.scores = plan.scores.clone();
@@ -167,6 +168,11 @@ impl<'a> PlanBuilder<'a> {
             return Err(Error::plan(format!("policy `{}` made an empty plan: no tensor trains", origin.policy))
                 .help("choose at least one tensor to train or adapt"));
         }
+        let packed = |entry: &&Entry| entry.treatment == Treatment::Train && !entry.storage.can_train();
+        if let Some(entry) = entries.iter().find(packed) {
+            return Err(Error::plan(format!("`{}` trains whole and can't be kept as {}", entry.tensor, entry.storage))
+                .help("keep what trains in bf16 or f32, or adapt it"));
+        }
         Ok(Plan { version: Plan::VERSION, origin, entries, picks: self.picks, scores: self.scores })
     }
 
@@ -175,10 +181,14 @@ impl<'a> PlanBuilder<'a> {
         let before = self.previous.and_then(|plan| plan.entries.get(position));
         // A new treatment starts with new factors; an old one keeps those it had.
         let old = before.filter(|_| line.treatment.is_none());
+        let treatment = self.treatment(position).cloned().unwrap_or(Treatment::Frozen);
+        let begins = |entry: &Entry| treatment == Treatment::Train && entry.treatment != Treatment::Train;
+        let kept = before.filter(|entry| !begins(entry)).map(|entry| entry.storage);
+        let storage = line.storage.or(kept).unwrap_or_else(|| self.storage_rule.of(&info.name, &treatment));
         Entry {
             tensor: info.name.clone(),
-            treatment: self.treatment(position).cloned().unwrap_or(Treatment::Frozen),
-            storage: line.storage.or(before.map(|entry| entry.storage)).unwrap_or(self.default_storage),
+            treatment,
+            storage,
             lr_scale: line.lr_scale.or(old.map(|entry| entry.lr_scale)).unwrap_or(1.0),
             lr_scale_b: line.lr_scale_b.or(old.map(|entry| entry.lr_scale_b)).unwrap_or(1.0),
         }

@@ -13,9 +13,11 @@ pub mod canonical;
 pub mod file;
 pub mod summary;
 mod builder;
+mod storage;
 
 pub use builder::PlanBuilder;
 pub(crate) use builder::kind_in_words;
+pub use storage::StorageRule;
 pub use summary::Summary;
 
 /// What the plan does with a tensor.
@@ -60,6 +62,15 @@ pub enum Storage {
     F32,
     /// bfloat16.
     Bf16,
+    /// Four bits and a scale a block (arXiv 2305.14314); not for what trains whole.
+    Nf4 {
+        /// Numbers that share a scale.
+        block_size: usize,
+        /// Whether the scales are kept in 8 bits.
+        double_quantization: bool,
+    },
+    /// Eight bits and a scale a row (arXiv 2208.07339); not for what trains whole.
+    Int8,
 }
 
 /// One tensor's line in the plan.

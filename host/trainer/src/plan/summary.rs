@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{AdapterSpec, Plan, Storage, Treatment};
+use super::{AdapterSpec, Plan, Treatment};
 use crate::model::inventory::{Inventory, Kind};
 use crate::report::text::{grouped, memory};
 
@@ -44,16 +44,6 @@ impl StateMemory {
     /// All of it, in bytes.
     pub fn total(&self) -> u64 {
         self.weights_bytes + self.adapters_bytes + self.gradients_bytes + self.moments_bytes
-    }
-}
-
-impl Storage {
-    /// Bytes of one element.
-    pub fn element_bytes(self) -> u64 {
-        match self {
-            Storage::F32 => 4,
-            Storage::Bf16 => 2,
-        }
     }
 }
 
@@ -109,7 +99,7 @@ impl Plan {
             let row = &mut roles[place];
             row.tensors += 1;
             base += info.len() as u64;
-            weights_bytes += info.len() as u64 * entry.storage.element_bytes();
+            weights_bytes += entry.storage.bytes(&info.shape);
             let trains = match &entry.treatment {
                 Treatment::Frozen => {
                     row.frozen += 1;

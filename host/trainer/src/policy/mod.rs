@@ -11,7 +11,7 @@ use liftplan_engine::rng::philox;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Config, PolicyConfig, Weights, suggest};
+use crate::config::{Config, PolicyConfig, Weights, presets::PRESETS, suggest};
 use crate::model::inventory::{Inventory, TensorInfo};
 use crate::plan::{Origin, Plan, PlanBuilder, Storage, Treatment};
 use crate::stats::{NoStatistics, Statistics};
@@ -23,6 +23,7 @@ mod random;
 pub mod select;
 mod spectrum;
 mod spectrum_source;
+mod storage;
 
 /// What makes a plan.
 pub trait Policy {
@@ -169,6 +170,7 @@ pub fn find(name: &str) -> Result<Box<dyn Policy>> {
         names.push(info.name);
     }
     let error = Error::config(format!("`policy.name`: there is no policy \"{name}\""));
+    names.extend(PRESETS.iter().map(|preset| preset.name.to_string()));
     let list = suggest::list(&names);
     Err(match suggest::nearest(name, names.iter().map(String::as_str)) {
         Some(near) => error.help(format!("did you mean \"{near}\"? There are {list}")),
@@ -214,8 +216,8 @@ pub fn plan(config: &Config, inventory: &Inventory, statistics: &dyn Statistics)
 fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Plan> {
     let (policy, settings) = prepare(&config.policy)?;
     let info = policy.describe();
-    let mut builder = PlanBuilder::new(inventory, storage_of(config.train.weights));
     let view = ModelView::new(inventory, config.seed).with_statistics(statistics);
+    let mut builder = PlanBuilder::new(inventory, storage::rule(config, &view)?);
     policy.make_plan(&settings, &view, &mut builder)?;
     let plan = builder.build(Origin { policy: info.name, version: info.version, settings })?;
     let rounds = |entry: &crate::plan::Entry| entry.treatment == Treatment::Train && entry.storage == Storage::Bf16;
@@ -226,6 +228,7 @@ fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> 
         ))
         .help("leave it out; adapters are always kept in f32"));
     }
+    storage::check(config, &plan)?;
     Ok(plan)
 }
 

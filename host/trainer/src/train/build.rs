@@ -8,7 +8,8 @@ use liftplan_engine::adapter::row_norms;
 use liftplan_engine::ops::attention::Heads;
 use liftplan_engine::rng::Random;
 use liftplan_engine::{
-    Adapter, AdapterOptions, Block, BlockShape, Decoder, EngineError, Linear, Param, Pool, Rope, Weight,
+    Adapter, AdapterOptions, Block, BlockShape, Decoder, EngineError, Int8, Linear, Nf4, Nf4Options, Param, Pool, Rope,
+    Weight,
 };
 
 use crate::model::BaseModel;
@@ -75,31 +76,16 @@ impl Builder<'_> {
             [rows, cols] => (rows, cols),
             _ => return Err(Error::internal(format!("`{}` has the shape {:?}", info.name, info.shape))),
         };
-        let value = self.read(info, entry.storage)?;
+        let value = read(self.base, info, entry.storage)?;
         let key = (info.block, info.role.clone(), info.kind == Kind::Bias);
         if let Treatment::Adapt(spec) = &entry.treatment {
             let adapter = self.adapter([rows, cols], info, spec, &value, index)?;
             self.adapters.insert(key.clone(), adapter);
         }
-        let mut param = Param::frozen(&info.name, rows, cols, value).map_err(unfit)?;
-        param.set_trained(entry.treatment == Treatment::Train);
+        let make = if entry.treatment == Treatment::Train { Param::trained } else { Param::frozen };
+        let param = make(info.name.clone(), rows, cols, value).map_err(unfit)?;
         self.params.insert(key, param);
         Ok(())
-    }
-
-    fn read(&self, info: &TensorInfo, storage: Storage) -> Result<Weight> {
-        match storage {
-            Storage::F32 => Ok(Weight::F32(self.base.read_f32(&info.name)?)),
-            Storage::Bf16 => {
-                let values = self.base.read(&info.name).and_then(|tensor| {
-                    let tensor = tensor.to_dtype(candle_core::DType::BF16).and_then(|tensor| tensor.flatten_all());
-                    tensor
-                        .and_then(|tensor| tensor.to_vec1::<bf16>())
-                        .map_err(|error| Error::model(format!("`{}` cannot be kept as bf16: {error}", info.name)))
-                })?;
-                Ok(Weight::Bf16(values))
-            }
-        }
     }
 
     fn adapter(
@@ -181,6 +167,38 @@ impl Builder<'_> {
             Some(block) => Error::internal(format!("the inventory has no `{role}` in block {block}")),
             None => Error::internal(format!("the inventory has no `{role}`")),
         })
+    }
+}
+
+/// Reads one tensor as the plan keeps it. What is quantised is read and packed at once, so that no more than this one tensor is
+/// in memory twice.
+///
+/// # Errors
+/// When it can't be read, or holds what its storage can't.
+pub fn read(base: &BaseModel, info: &TensorInfo, storage: Storage) -> Result<Weight> {
+    let unpackable = |error: EngineError| {
+        Error::model(format!("`{}` cannot be kept as {storage}: {error}", info.name))
+            .help("the checkpoint is damaged, or leave this tensor out with storage.exclude")
+    };
+    match storage {
+        Storage::F32 => Ok(Weight::F32(base.read_f32(&info.name)?)),
+        Storage::Bf16 => {
+            let values = base.read(&info.name).and_then(|tensor| {
+                let tensor = tensor.to_dtype(candle_core::DType::BF16).and_then(|tensor| tensor.flatten_all());
+                tensor
+                    .and_then(|tensor| tensor.to_vec1::<bf16>())
+                    .map_err(|error| Error::model(format!("`{}` cannot be kept as bf16: {error}", info.name)))
+            })?;
+            Ok(Weight::Bf16(values))
+        }
+        Storage::Nf4 { block_size, double_quantization } => {
+            let options = Nf4Options { block_size, double_quantization };
+            Nf4::quantise(&base.read_f32(&info.name)?, options).map(Weight::Nf4).map_err(unpackable)
+        }
+        Storage::Int8 => {
+            let cols = info.shape.last().copied().unwrap_or(1);
+            Int8::quantise(&base.read_f32(&info.name)?, cols).map(Weight::Int8).map_err(unpackable)
+        }
     }
 }
 

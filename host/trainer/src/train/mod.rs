@@ -7,6 +7,7 @@ pub mod build;
 pub mod schedule;
 pub mod trainable;
 mod directory;
+mod pages;
 mod prepare;
 mod session;
 mod step;

@@ -8,7 +8,7 @@ use liftplan_engine::Batch;
 use super::directory::Claimed;
 use super::prepare::Prepared;
 use super::trainable::{self, OptimizerTensors, Trainable};
-use super::{RunOptions, Schedule, Stepper, build};
+use super::{RunOptions, Schedule, Stepper, build, pages};
 use crate::checkpoint::State;
 use crate::config::{Config, Length};
 use crate::data::{self, Dataset, Dealing, Sampler, SamplerOptions};
@@ -67,11 +67,15 @@ impl<'a> Session<'a> {
             },
         };
         let mut stepper = Stepper::new(decoder, &prepared.plan, config);
+        if config.optimizer.name.is_paged() {
+            stepper.optimizer.set_pages(pages::in_directory(&directory.path));
+        }
         let (state, sampler, log) = if directory.resume {
             let checkpoint = directory.store.read(None)?;
             checkpoint.check(&prepared.hashes)?;
             trainable::load(&mut stepper.decoder, &checkpoint.trainable)?;
-            stepper.optimizer.set_states(OptimizerTensors::states(&checkpoint.optimizer)?);
+            let states = OptimizerTensors::states(&checkpoint.optimizer)?;
+            stepper.optimizer.set_states(states).map_err(|error| Error::output(error.to_string()))?;
             let state = checkpoint.state;
             let place = serde_json::from_value(state.sampler.clone()).map_err(|error| {
                 Error::output(format!("the checkpoint's place in the data cannot be read: {error}"))

@@ -48,6 +48,7 @@ impl Stepper {
             },
             seed: config.seed,
         });
+        let optimizer = if config.optimizer.name.is_8bit() { optimizer.with_bits8() } else { optimizer };
         Self {
             decoder,
             optimizer,
@@ -111,6 +112,10 @@ fn train_error(error: EngineError, step: u64) -> Error {
     match error {
         EngineError::NotFinite { .. } => Error::train(format!("step {step}: {error}; nothing was updated"))
             .help("lower optimizer.lr, set train.max_grad_norm, or look for damaged rows in the data"),
+        EngineError::Pages { .. } => {
+            Error::train(format!("step {step}: {error}; the states lie in the run's directory"))
+                .help("free some space there, or set optimizer.name to \"adamw\" or \"adamw8bit\"")
+        }
         other => Error::train(format!("step {step}: {other}")),
     }
 }

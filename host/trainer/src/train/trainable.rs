@@ -3,13 +3,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use half::bf16;
-use liftplan_engine::optim::{AdamW, State};
+use liftplan_engine::optim::{AdamW, BLOCK, Moment, State};
 use liftplan_engine::{Decoder, Param, Weight};
 use safetensors::Dtype;
 
 use crate::checkpoint::tensors::TensorSpec;
-use crate::checkpoint::{NamedTensor, TensorData, TensorFile, TensorSource};
+use crate::checkpoint::{TensorData, TensorFile, TensorSource};
 use crate::{Error, Result};
 
 /// The parameters that train, each with the shape it has in files.
@@ -35,9 +34,10 @@ fn shape(param: &Param) -> Vec<usize> {
 
 impl TensorSource for Trainable<'_> {
     fn specs(&self) -> Vec<TensorSpec> {
+        // Nothing packed trains, so that the others never come here.
         let dtype = |param: &Param| match param.value {
-            Weight::F32(_) => Dtype::F32,
             Weight::Bf16(_) => Dtype::BF16,
+            Weight::F32(_) | Weight::Nf4(_) | Weight::Int8(_) => Dtype::F32,
         };
         let spec =
             |param: &&Param| TensorSpec { name: param.name().to_string(), dtype: dtype(param), shape: shape(param) };
@@ -46,10 +46,11 @@ impl TensorSource for Trainable<'_> {
 
     fn bytes(&self, index: usize) -> Result<Cow<'_, [u8]>> {
         let param = self.0.get(index).ok_or_else(|| Error::internal(format!("there is no parameter {index}")))?;
-        Ok(Cow::Borrowed(match &param.value {
-            Weight::F32(values) => bytemuck::cast_slice(values),
-            Weight::Bf16(values) => bytemuck::cast_slice(values),
-        }))
+        match &param.value {
+            Weight::F32(values) => Ok(Cow::Borrowed(bytemuck::cast_slice(values))),
+            Weight::Bf16(values) => Ok(Cow::Borrowed(bytemuck::cast_slice(values))),
+            packed => Err(Error::internal(format!("`{}` trains and is kept as {}", param.name(), packed.format()))),
+        }
     }
 }
 
@@ -83,24 +84,33 @@ const SECOND: &str = "second";
 const MASTER: &str = "master";
 const UPDATES: &str = "updates";
 
-/// The optimiser's states as tensors named `parameter:first`, `:second`, `:master`, and `:updates`.
-pub struct OptimizerTensors(Vec<NamedTensor>);
+/// The optimiser's states as tensors named `parameter:first`, `:second`, `:master`, and `:updates`. A moment in 8 bits has its
+/// codes under its name, and the scales of their blocks as `:first_absmax` or `:second_absmax`.
+pub struct OptimizerTensors<'a>(Vec<(TensorSpec, Cow<'a, [u8]>)>);
 
-impl OptimizerTensors {
-    /// Copies of the states of `optimizer`.
-    pub fn of(optimizer: &AdamW) -> Self {
+impl<'a> OptimizerTensors<'a> {
+    /// The states of `optimizer`, borrowed.
+    pub fn of(optimizer: &'a AdamW) -> Self {
         let mut tensors = Vec::new();
         for (name, state) in optimizer.states() {
-            let mut push = |part: &str, data: TensorData| {
-                tensors.push(NamedTensor { name: format!("{name}:{part}"), shape: vec![data.len()], data });
+            let mut push = |part: &str, dtype: Dtype, bytes: Cow<'a, [u8]>| {
+                let shape = vec![bytes.len() * 8 / dtype.bitsize()];
+                tensors.push((TensorSpec { name: format!("{name}:{part}"), dtype, shape }, bytes));
             };
-            push(FIRST, TensorData::F32(state.first.clone()));
-            push(SECOND, TensorData::F32(state.second.clone()));
-            if let Some(master) = &state.master {
-                push(MASTER, TensorData::F32(master.clone()));
+            for (part, moment) in [(FIRST, &state.first), (SECOND, &state.second)] {
+                match moment {
+                    Moment::F32(values) => push(part, Dtype::F32, borrowed(values)),
+                    Moment::Bits8 { codes, absmax } => {
+                        push(part, Dtype::U8, borrowed(codes));
+                        push(&absmax_of(part), Dtype::F32, borrowed(absmax));
+                    }
+                }
             }
-            let updates = state.updates;
-            push(UPDATES, TensorData::U32(vec![updates as u32, (updates >> 32) as u32]));
+            if let Some(master) = &state.master {
+                push(MASTER, Dtype::F32, borrowed(master));
+            }
+            let updates = [state.updates as u32, (state.updates >> 32) as u32];
+            push(UPDATES, Dtype::U32, Cow::Owned(bytemuck::cast_slice(&updates).to_vec()));
         }
         Self(tensors)
     }
@@ -115,6 +125,20 @@ impl OptimizerTensors {
             TensorData::F32(values) => Ok(values),
             _ => Err(damaged(&name)),
         };
+        let moment = |parameter: &str, part: &str| {
+            let name = format!("{parameter}:{part}");
+            match file.get(&name)?.data {
+                TensorData::F32(values) => Ok(Moment::F32(values.into())),
+                TensorData::U8(codes) => {
+                    let absmax = floats(format!("{parameter}:{}", absmax_of(part)))?;
+                    if absmax.len() != codes.len().div_ceil(BLOCK) {
+                        return Err(damaged(&name));
+                    }
+                    Ok(Moment::Bits8 { codes: codes.into(), absmax })
+                }
+                _ => Err(damaged(&name)),
+            }
+        };
         let mut states = BTreeMap::new();
         for name in file.names()? {
             let Some(parameter) = name.strip_suffix(&format!(":{UPDATES}")) else { continue };
@@ -125,9 +149,9 @@ impl OptimizerTensors {
             let master_name = format!("{parameter}:{MASTER}");
             let has_master = file.find(&master_name)?.is_some();
             let state = State {
-                first: floats(format!("{parameter}:{FIRST}"))?,
-                second: floats(format!("{parameter}:{SECOND}"))?,
-                master: if has_master { Some(floats(master_name)?) } else { None },
+                first: moment(parameter, FIRST)?,
+                second: moment(parameter, SECOND)?,
+                master: if has_master { Some(floats(master_name)?.into()) } else { None },
                 updates,
             };
             states.insert(parameter.to_string(), state);
@@ -136,29 +160,21 @@ impl OptimizerTensors {
     }
 }
 
-impl TensorSource for OptimizerTensors {
+fn absmax_of(part: &str) -> String {
+    format!("{part}_absmax")
+}
+
+fn borrowed<T: bytemuck::Pod>(values: &[T]) -> Cow<'_, [u8]> {
+    Cow::Borrowed(bytemuck::cast_slice(values))
+}
+
+impl TensorSource for OptimizerTensors<'_> {
     fn specs(&self) -> Vec<TensorSpec> {
-        self.0.specs()
+        self.0.iter().map(|(spec, _)| spec.clone()).collect()
     }
 
     fn bytes(&self, index: usize) -> Result<Cow<'_, [u8]>> {
-        self.0.bytes(index)
+        let (_, bytes) = self.0.get(index).ok_or_else(|| Error::internal(format!("there is no state {index}")))?;
+        Ok(Cow::Borrowed(bytes))
     }
-}
-
-/// Numbers that fit a parameter's type are needed where a test or an import sets weights.
-pub fn set_values(param: &mut Param, values: &[f32]) -> Result<()> {
-    if values.len() != param.value.len() {
-        return Err(Error::internal(format!(
-            "`{}` has {} numbers, not {}",
-            param.name(),
-            param.value.len(),
-            values.len()
-        )));
-    }
-    param.value = match param.value {
-        Weight::F32(_) => Weight::F32(values.to_vec()),
-        Weight::Bf16(_) => Weight::Bf16(values.iter().map(|&value| bf16::from_f32(value)).collect()),
-    };
-    Ok(())
 }
