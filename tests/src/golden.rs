@@ -1,4 +1,4 @@
-//! Reads what `tests/golden/families/make.py` wrote. Its docstring says what the numbers are.
+//! Reads what `tests/golden/families/make.py` and `tests/golden/quantised/make.py` wrote. Their docstrings say what the numbers are.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -163,11 +163,21 @@ pub fn schedules() -> Vec<Schedule> {
 /// The golden numbers of the family called `name`.
 pub fn family(name: &'static str) -> Family {
     let here = folder().join("families").join(name);
-    let Written { adamw, max_grad_norm, cases } = read_json(&here.join("golden.json"));
-    let path = here.join("golden.safetensors");
+    read(name, here.join("model"), &here.join("golden"))
+}
+
+/// The golden numbers of LoRA over weights that bitsandbytes packed, which `quantised/make.py` made.
+pub fn qlora() -> Family {
+    read("llama", folder().join("families/llama/model"), &folder().join("quantised/qlora"))
+}
+
+/// Reads `stem.json` and `stem.safetensors`.
+fn read(name: &'static str, model: PathBuf, stem: &Path) -> Family {
+    let Written { adamw, max_grad_norm, cases } = read_json(&stem.with_extension("json"));
+    let path = stem.with_extension("safetensors");
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
         .unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-    Family { name, model: here.join("model"), adamw, max_grad_norm, cases, tensors }
+    Family { name, model, adamw, max_grad_norm, cases, tensors }
 }
 
 impl Family {

@@ -2,9 +2,11 @@
 //! `tests/golden/quantised/make.py` recorded it.
 #![allow(clippy::unwrap_used)]
 
+use liftplan::checkpoint::{TensorData, TensorFile};
+use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, Moment};
 use liftplan_engine::storage::dynamic8::{SIGNED, UNSIGNED};
 use liftplan_engine::storage::nf4::{self, Scales};
-use liftplan_engine::{Int8, Nf4, Nf4Options, Weight};
+use liftplan_engine::{Int8, Nf4, Nf4Options, Param, Weight};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -176,5 +178,61 @@ fn what_is_not_finite_is_refused() {
         let message = format!("a number to be quantised is not finite ({})", f64::from(bad));
         assert_eq!(Nf4::quantise(&values, options).unwrap_err().to_string(), message);
         assert_eq!(Int8::quantise(&values, 10).unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
+fn twenty_steps_of_adamw_in_8_bits_are_those_of_bitsandbytes() {
+    let path = liftplan_tests::golden::folder().join("quantised/adamw8bit.safetensors");
+    let golden = TensorFile::open(&path).unwrap();
+    let floats = |name: String| golden.get(&name).unwrap().data.to_f32().unwrap();
+    let codes = |name: String| match golden.get(&name).unwrap().data {
+        TensorData::U8(codes) => codes,
+        other => panic!("{name} is {:?}", other.dtype()),
+    };
+    let options = AdamWOptions { betas: (0.9, 0.999), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 0 };
+    for name in ["large", "small"] {
+        let start = floats(format!("{name}.start"));
+        let mut param = Param::trained(name, 1, start.len(), Weight::F32(start)).unwrap();
+        let mut optimizer = AdamW::new(options).with_bits8();
+        for step in 1..=20 {
+            param.grad_mut().unwrap().copy_from_slice(&floats(format!("{name}.grad.{step}")));
+            optimizer.update(&mut param, 1e-3, 0.01, 1.0).unwrap();
+            if ![1, 5, 20].contains(&step) {
+                continue;
+            }
+            let expected = floats(format!("{name}.value.{step}"));
+            let far = param.value.as_f32().iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            // A state that falls on the other side of a middle changes its weight by up to a step's size.
+            assert!(far < if name == "small" { 1e-6 } else { 2e-4 }, "{name}, step {step}: values {far} apart");
+            let state = &optimizer.states()[name];
+            for (moment, part) in [(&state.first, 1), (&state.second, 2)] {
+                match moment {
+                    Moment::F32(values) => {
+                        assert_eq!(name, "small");
+                        close(values, &floats(format!("{name}.state{part}.{step}")), 1e-6, name);
+                    }
+                    Moment::Bits8 { codes: ours, absmax } => {
+                        // So may a block's largest state, by what is left of it after some steps.
+                        close(absmax, &floats(format!("{name}.absmax{part}.{step}")), 1e-3, name);
+                        let theirs = codes(format!("{name}.state{part}.{step}"));
+                        let differ = ours.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+                        assert!(
+                            ours.iter().zip(&theirs).all(|(a, b)| a.abs_diff(*b) <= 1),
+                            "step {step}, state {part}"
+                        );
+                        assert!(differ * 500 <= ours.len(), "step {step}, state {part}: {differ} codes differ");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn close(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    let largest = theirs.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    for (a, b) in ours.iter().zip(theirs) {
+        assert!((a - b).abs() <= tolerance * largest, "{what}: {a} against {b}");
     }
 }

@@ -218,10 +218,12 @@ pub struct CompareJob {
 /// `export`.
 #[derive(Debug, ClapArgs)]
 pub struct Export {
-    /// A run's directory.
+    /// A run's directory, or a delta's.
+    #[arg(value_name = "RUN|DELTA")]
     pub run: PathBuf,
     /// `peft`: the adapter alone, for the Python package PEFT; `hf`: the whole model as a Hugging Face directory;
-    /// `gguf`: the whole model for llama.cpp.
+    /// `gguf`: the whole model for llama.cpp; `delta`: only what was trained, from which and the base model this command makes
+    /// any of the others.
     #[arg(long)]
     pub format: liftplan::export::Format,
     /// The directory to make.
@@ -230,6 +232,13 @@ pub struct Export {
     /// The weights' type: f32, f16 or bf16 for hf (default: as the base model has them), f16 (default) or q8_0 for gguf.
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<liftplan::export::Dtype>,
+    /// The base model's weights, where the run kept them in nf4 or int8: `original` (default), `dequantised` as the run saw
+    /// them, or, for hf, `packed` as bitsandbytes saves them.
+    #[arg(long, value_name = "WHICH")]
+    pub base: Option<liftplan::export::BaseWeights>,
+    /// For a delta: the base model, if it is not where the delta says.
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
     /// The checkpoint to export, by its step, instead of the newest.
     #[arg(long, value_name = "STEP")]
     pub step: Option<u64>,

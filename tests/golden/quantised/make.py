@@ -1,45 +1,74 @@
 #!/usr/bin/env python3
-"""Makes `weights.json`, by which Liftplan's 4-bit and 8-bit storage is compared with bitsandbytes, bit for bit.
+"""Makes the golden numbers by which Liftplan's 4-bit and 8-bit numbers are compared with bitsandbytes.
 
-    pip install -r tests/golden/requirements.txt bitsandbytes==0.50.2
-    python tests/golden/quantised/make.py        # half a minute on one core
+    pip install -r tests/golden/requirements.txt
+    python tests/golden/quantised/make.py        # two minutes on one core
 
-1,000 random matrices: odd and even sizes from 1x1 to 150x200, among them zeros, denormals, outliers, and sizes that are no
-whole number of blocks. They are not stored: `numbers` below makes them from their index by integer arithmetic alone, and so
-does the test in Rust. For each of them and each way to quantise, the sha256 (8 bytes of it) of what bitsandbytes made:
+It writes, beside this script:
+
+  weights.json              1,000 random matrices, packed and unpacked, bit for bit
+  adamw8bit.safetensors     20 steps of AdamW8bit
+  qlora.json, .safetensors  20 steps of LoRA by PEFT over weights that bitsandbytes packed and unpacked
+
+The 1,000 matrices have odd and even sizes from 1x1 to 150x200, among them zeros, denormals, outliers, and sizes that are no
+whole number of blocks. They are not stored: `matrix` below makes them from their index by exact arithmetic, and so does the
+test in Rust. For each of them and each way to quantise, 8 bytes of the sha256 of what bitsandbytes made:
 
   nf4        the packed bytes, then the scales (f32)
   double     the packed bytes, the scales' codes, their scales (f32), their offset (f32)
   int8       the codes, then the rows' magnitudes (f32)
   *_values   the dequantised matrix (f32)
 
-and the whole of what it made for a few small ones. What counts is bitsandbytes' portable backend (`backends/default`), whose
-rounding is that of its CUDA kernels. Its library for processors is kept from loading: it looks 8-bit codes up in a table of
+and for a few small ones the whole of it. What counts is bitsandbytes' portable backend (`backends/default`), whose rounding
+is that of its CUDA kernels. Its native library is kept from loading: on processors that looks 8-bit codes up in a table of
 65,536 places, which is less exact, and with AVX-512 takes another block's scale where a row is no whole number of blocks.
 PyTorch runs on one thread, so that it adds the scales' mean in one order.
+
+adamw8bit.safetensors: for the parameters `large` (5,000 numbers, so that the last block is not whole) and `small` (1,000, kept
+in 32 bits): NAME.start, NAME.grad.STEP, and after steps 1, 5 and 20 NAME.value.STEP, NAME.state1.STEP, NAME.state2.STEP, and
+NAME.absmax1.STEP, NAME.absmax2.STEP for `large`. Learning rate 1e-3, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01.
+
+qlora: families/llama's model, the linear layers' weights in nf4 with blocks of 64 and double quantisation, dequantised to f32,
+trained through transformers and PEFT in f32 as families/make.py's case `lora_b` is; the keys are those of that script.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import sys
-import types
+import tempfile
 from pathlib import Path
 
 # Compiled, the portable backend takes minutes, and may add and multiply in one rounding.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-# Before bitsandbytes is imported, so that its own is not.
-blocked = types.ModuleType("bitsandbytes.backends.cpu")
-blocked.ops = types.ModuleType("bitsandbytes.backends.cpu.ops")
-sys.modules["bitsandbytes.backends.cpu"] = blocked
-sys.modules["bitsandbytes.backends.cpu.ops"] = blocked.ops
 
-import numpy  # noqa: E402
-import torch  # noqa: E402
+import numpy
+import torch
 
 torch.set_num_threads(1)
-import bitsandbytes  # noqa: E402
-import bitsandbytes.functional as functional  # noqa: E402
+
+
+def without_library():
+    """Imports bitsandbytes as it is where it has no native library."""
+
+    def refuse(path, *more):
+        raise OSError("kept from loading")
+
+    load, ctypes.cdll.LoadLibrary = ctypes.cdll.LoadLibrary, refuse
+    import bitsandbytes
+
+    ctypes.cdll.LoadLibrary = load
+    return bitsandbytes
+
+
+bitsandbytes = without_library()
+functional = bitsandbytes.functional
+
+import safetensors.torch  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "families"))
+import make as families  # noqa: E402  (this folder's script is __main__)
 
 HERE = Path(__file__).resolve().parent
 MATRICES = 1000
@@ -123,7 +152,58 @@ def bits(tensor):
     return tensor.view(torch.int32).tolist()
 
 
+def numbers(seed, count):
+    """Nearly normal numbers around 0."""
+    draws = numpy.array(words(seed, count), dtype=numpy.uint64)
+    parts = [((draws >> numpy.uint64(16 * i)) & numpy.uint64(0xFFFF)).astype(numpy.int64) for i in range(4)]
+    return torch.from_numpy((sum(parts) - 131_070).astype(numpy.float32) * numpy.float32(2.0**-17))
+
+
+def make_adamw8bit():
+    kept = {}
+    for place, (name, count) in enumerate((("large", 5000), ("small", 1000))):
+        value = torch.nn.Parameter(numbers(10 + place, count))
+        optimizer = bitsandbytes.optim.AdamW8bit([value], lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+        kept[f"{name}.start"] = value.detach().clone()
+        for step in range(1, 21):
+            # Gradients of very different sizes, as those of embeddings are.
+            value.grad = numbers(100 * step + place, count) * torch.exp2(-torch.arange(count) % 13).float()
+            kept[f"{name}.grad.{step}"] = value.grad.clone()
+            optimizer.step()
+            if step in (1, 5, 20):
+                state = optimizer.state[value]
+                kept[f"{name}.value.{step}"] = value.detach().clone()
+                for part in ("state1", "state2", "absmax1", "absmax2"):
+                    if part in state:
+                        kept[f"{name}.{part}.{step}"] = state[part].clone()
+    safetensors.torch.save_file(kept, HERE / "adamw8bit.safetensors")
+
+
+def make_qlora():
+    data = json.loads((HERE.parent / "families/data.json").read_text())
+    model = families.load_model(HERE.parent / "families/llama/model")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.split(".")[-2] in families.LINEARS:
+                packed, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+                weight.copy_(functional.dequantize_4bit(packed, state))
+    case = families.LORA | dict(b=0.05)
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        steps, keep = families.train(directory, case, data, seed=77)
+    golden = dict(
+        adamw=dict(families.ADAMW, betas=list(families.ADAMW["betas"])),
+        max_grad_norm=families.MAX_GRAD_NORM,
+        cases=dict(qlora=dict(settings=case, steps=steps)),
+    )
+    families.write_json(HERE / "qlora.json", golden)
+    tensors = {f"qlora.{name}": value.contiguous() for name, value in keep.items()}
+    safetensors.torch.save_file(tensors, HERE / "qlora.safetensors")
+
+
 def main():
+    make_adamw8bit()
+    make_qlora()
     made = [quantised(index) for index in range(MATRICES)]
     maps = {name: bits(functional.create_dynamic_map(signed)) for name, signed in (("signed", True), ("unsigned", False))}
     versions = dict(bitsandbytes=bitsandbytes.__version__, torch=torch.__version__)

@@ -13,6 +13,7 @@ mod fixture;
 mod model;
 mod output;
 mod plan;
+mod quantised;
 
 use fixture::Folder;
 use liftplan_tests::command::{Ran, command, listing};
@@ -98,6 +99,11 @@ fn bad_data() {
 #[test]
 fn plans_that_do_not_fit() {
     check(&plan::CASES);
+}
+
+#[test]
+fn storage_that_does_not_fit() {
+    check(&quantised::CASES);
 }
 
 #[test]

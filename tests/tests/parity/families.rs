@@ -67,6 +67,11 @@ fn accumulated_micro_batches_equal_the_large_batch() {
     training_agrees("llama", "accumulate");
 }
 
+#[test]
+fn qlora_over_weights_packed_as_bitsandbytes_does() {
+    runs_as_golden(golden::qlora(), "qlora");
+}
+
 fn logits_agree(name: &'static str) {
     let family = golden::family(name);
     let sequences = golden::data().sequences;
@@ -100,11 +105,15 @@ fn logits_agree(name: &'static str) {
 
 /// Runs a golden case through the library, and compares every step and the weights after the last.
 fn training_agrees(name: &'static str, case_name: &str) {
-    let family = golden::family(name);
+    runs_as_golden(golden::family(name), case_name);
+}
+
+fn runs_as_golden(family: Family, case_name: &str) {
+    let name = family.name;
     let case = &family.cases[case_name];
     let base = setup::open(&family.model).unwrap();
-    let (_, mut stepper) =
-        setup::stepper(&base, &setup::config(&family.model, &tables(&family, case)).unwrap()).unwrap();
+    let config = setup::config(&family.model, &tables(&family, case_name, case)).unwrap();
+    let (_, mut stepper) = setup::stepper(&base, &config).unwrap();
     let initial = adapters(&family, &format!("{case_name}.initial."));
     start_from(&mut stepper, &initial);
     let before: BTreeMap<String, Vec<f32>> = trained(&stepper);
@@ -153,11 +162,12 @@ fn training_agrees(name: &'static str, case_name: &str) {
 }
 
 /// The configuration of a golden case.
-fn tables(family: &Family, case: &Case) -> String {
+fn tables(family: &Family, case_name: &str, case: &Case) -> String {
     let (settings, adamw) = (&case.settings, &family.adamw);
     let policy = match settings.method.as_str() {
         "lora" => format!(
-            "name = \"lora\"\nrank = {}\nalpha = {:?}\nrslora = {}\ndora = {}\nlora_plus_ratio = {:?}",
+            "name = \"{}\"\nrank = {}\nalpha = {:?}\nrslora = {}\ndora = {}\nlora_plus_ratio = {:?}",
+            if case_name == "qlora" { "qlora" } else { "lora" },
             settings.rank,
             settings.alpha,
             settings.rslora,
@@ -167,7 +177,7 @@ fn tables(family: &Family, case: &Case) -> String {
         method => format!("name = \"{method}\""),
     };
     format!(
-        "[policy]\n{policy}\n[train]\nsteps = {}\nmax_grad_norm = {:?}\n\
+        "[policy]\n{policy}\n[train]\nsteps = {}\nweights = \"f32\"\nmax_grad_norm = {:?}\n\
          [optimizer]\nlr = {:?}\nbetas = {:?}\neps = {:?}\nweight_decay = {:?}\n[schedule]\nname = \"constant\"\n",
         case.steps.len(),
         family.max_grad_norm,

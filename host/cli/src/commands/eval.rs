@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use liftplan::eval::{Request, judge};
+use liftplan::eval::{Request, judge_with_bases};
+use liftplan::report::EvalRecord;
 
 use super::here;
 use crate::args::Eval;
@@ -20,12 +21,23 @@ pub fn run(args: &Eval, output: &Output) -> Result<()> {
         step: args.step,
     };
     let mut progress = Progress::new();
-    let record = judge(&request, &mut progress)?;
+    let judgement = judge_with_bases(&request, &mut progress)?;
     drop(progress);
-    let mut text = format!("{:12}  {:.4}\n", "loss", record.eval_loss);
-    for (name, score) in &record.scores {
-        // Writing to a string can't fail.
-        let _ = writeln!(text, "{name:12}  {score:.4}");
-    }
-    Ok(output.result(&record, text)?)
+    let record = &judgement.record;
+    let text = match &judgement.original_base {
+        None => rows(record).fold(String::new(), |text, (name, score)| text + &format!("{name:12}  {score:.4}\n")),
+        Some(original) => {
+            let mut text = format!("{:12}  {:>9}  {:>9}  {:>10}\n", "", judgement.kept_as, "original", "difference");
+            for ((name, score), (_, with_original)) in rows(record).zip(rows(original)) {
+                // Writing to a string can't fail.
+                let _ = writeln!(text, "{name:12}  {score:9.4}  {with_original:9.4}  {:+10.4}", with_original - score);
+            }
+            text
+        }
+    };
+    Ok(output.result(&judgement, text)?)
+}
+
+fn rows(record: &EvalRecord) -> impl Iterator<Item = (&str, f64)> {
+    std::iter::once(("loss", record.eval_loss)).chain(record.scores.iter().map(|(name, score)| (name.as_str(), *score)))
 }

@@ -1,4 +1,4 @@
-//! `liftplan export RUN`: its model for other programs.
+//! `liftplan export RUN|DELTA`: its model for other programs.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -27,7 +27,13 @@ struct File {
 
 /// Writes the export and lists its files.
 pub fn run(args: &Export, output: &Output) -> Result<()> {
-    let options = Options { force: args.force, dtype: args.dtype, ..Options::default() };
+    let options = Options {
+        force: args.force,
+        dtype: args.dtype,
+        base: args.base,
+        model: args.model.clone(),
+        ..Options::default()
+    };
     let mut progress = Progress::new();
     let exported = export(&args.run, args.step, args.format, &args.out, &options, &mut progress)?;
     drop(progress);

@@ -30,7 +30,8 @@ impl Int8 {
         rows.for_each(|((values, codes), absmax)| {
             vectorised(|| {
                 *absmax = super::dynamic8::largest(values);
-                let scale = 127.0 / *absmax;
+                // In the order of PyTorch, which divides a number by a tensor so.
+                let scale = 1.0 / *absmax * 127.0;
                 // A row of zeros, or one so small that its scale overflows, becomes zeros.
                 if scale.is_finite() {
                     for (code, value) in codes.iter_mut().zip(values) {

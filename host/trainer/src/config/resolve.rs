@@ -99,14 +99,22 @@ fn policy(written: Option<Map<String, Value>>, directory: &Path) -> Result<Polic
         Error::config("`policy.name` is missing").help("add a section [policy] with name = \"lora\" or name = \"full\"")
     };
     let mut settings = written.ok_or_else(missing)?;
-    for name in POLICY_FILES {
-        if let Some(Value::String(file)) = settings.get_mut(name) {
-            *file = normal(&directory.join(&*file)).display().to_string();
-        }
+    absolute_files(&mut settings, directory);
+    // The parts of a mixed policy are policies themselves.
+    for part in settings.get_mut("parts").and_then(Value::as_array_mut).into_iter().flatten() {
+        part.as_object_mut().into_iter().for_each(|part| absolute_files(part, directory));
     }
     match settings.shift_remove("name").ok_or_else(missing)? {
         Value::String(name) => Ok(PolicyConfig { name, settings }),
         other => Err(Error::config(format!("`policy.name` must be a string, not {other}"))),
+    }
+}
+
+fn absolute_files(settings: &mut Map<String, Value>, directory: &Path) {
+    for name in POLICY_FILES {
+        if let Some(Value::String(file)) = settings.get_mut(name) {
+            *file = normal(&directory.join(&*file)).display().to_string();
+        }
     }
 }
 

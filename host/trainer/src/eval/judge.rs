@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::run::Job;
 use crate::config::Config;
 use crate::data::{self, Dataset};
 use crate::report::{EvalRecord, Event, Observer};
-use crate::train::{Reopened, open_model, reopen};
+use crate::train::{Reopened, open_model, reopen, reopen_over_original};
 use crate::{Error, Result};
 
 /// What to judge, and on what.
@@ -24,39 +26,96 @@ pub struct Request {
     pub step: Option<u64>,
 }
 
+/// How good a model is, and for a run over quantised weights how good what it trained is over the original ones.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Judgement {
+    /// The model as the run computed with it.
+    #[serde(flatten)]
+    pub record: EvalRecord,
+    /// How the run kept frozen weights, `nf4` for instance.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kept_as: String,
+    /// The same with the base model's original weights in their place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_base: Option<EvalRecord>,
+}
+
 /// Opens the run or model, reads the data, and judges.
 ///
 /// # Errors
 /// Of the parts that fail; [`crate::ErrorKind::Config`] where a setting has no effect.
 pub fn judge(request: &Request, observer: &mut dyn Observer) -> Result<EvalRecord> {
-    for setting in &request.overrides {
-        if !setting.starts_with("eval.") && !setting.starts_with("data.") {
-            return Err(Error::config(format!("--set {setting}: only eval.… and data.… have an effect here")));
+    Opened::open(request, observer)?.judge(observer)
+}
+
+/// As [`judge`]; a run over quantised weights is judged a second time over the original ones.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_with_bases(request: &Request, observer: &mut dyn Observer) -> Result<Judgement> {
+    let opened = Opened::open(request, observer)?;
+    let record = opened.judge(observer)?;
+    let Some(kept_as) = opened.model.kept_as.filter(|_| opened.is_run) else {
+        return Ok(Judgement { record, kept_as: String::new(), original_base: None });
+    };
+    let Opened { config, data, split, is_run, model, run } = opened;
+    // One of the two models at a time.
+    drop(model);
+    let model = reopen_over_original(&run, request.step, observer)?;
+    let original = Opened { config, data, split, is_run, model, run }.judge(observer)?;
+    Ok(Judgement { record, kept_as: kept_as.to_string(), original_base: Some(original) })
+}
+
+/// What a judgement is made of.
+struct Opened {
+    config: Config,
+    model: Reopened,
+    data: Dataset,
+    split: String,
+    is_run: bool,
+    run: PathBuf,
+}
+
+impl Opened {
+    fn open(request: &Request, observer: &mut dyn Observer) -> Result<Self> {
+        for setting in &request.overrides {
+            if !setting.starts_with("eval.") && !setting.starts_with("data.") {
+                return Err(Error::config(format!("--set {setting}: only eval.… and data.… have an effect here")));
+            }
         }
+        let run = request.here.join(&request.target);
+        let is_run = run.join("config.toml").is_file();
+        let config = match is_run {
+            true => Config::load(&run.join("config.toml"), &request.overrides)?,
+            false => Config::for_evaluation(&request.target, &request.files, &request.here, &request.overrides)?,
+        };
+        let model = if is_run {
+            reopen(&run, request.step, observer)?
+        } else {
+            no_step(request)?;
+            open_model(&request.target, &request.here, observer)?
+        };
+        let (data, split) = read(request, &config, &model, is_run, observer)?;
+        Ok(Self { config, model, data, split, is_run, run })
     }
-    let run = request.here.join(&request.target);
-    let is_run = run.join("config.toml").is_file();
-    let config = match is_run {
-        true => Config::load(&run.join("config.toml"), &request.overrides)?,
-        false => Config::for_evaluation(&request.target, &request.files, &request.here, &request.overrides)?,
-    };
-    let model = if is_run {
-        reopen(&run, request.step, observer)?
-    } else {
-        no_step(request)?;
-        open_model(&request.target, &request.here, observer)?
-    };
-    let (data, split) = read(request, &config, &model, is_run, observer)?;
-    observer.on(&Event::Phase(&format!("evaluating on the {split} data")));
-    let job = Job {
-        decoder: &model.decoder,
-        tokenizer: &model.base.tokenizer,
-        data: &data,
-        config: &config.eval,
-        micro_batch_tokens: config.train.micro_batch_tokens,
-    };
-    let outcome = job.run(observer)?;
-    Ok(EvalRecord { step: model.step.unwrap_or(0), split, eval_loss: outcome.loss, scores: outcome.scores })
+
+    fn judge(&self, observer: &mut dyn Observer) -> Result<EvalRecord> {
+        observer.on(&Event::Phase(&format!("evaluating on the {} data", self.split)));
+        let job = Job {
+            decoder: &self.model.decoder,
+            tokenizer: &self.model.base.tokenizer,
+            data: &self.data,
+            config: &self.config.eval,
+            micro_batch_tokens: self.config.train.micro_batch_tokens,
+        };
+        let outcome = job.run(observer)?;
+        Ok(EvalRecord {
+            step: self.model.step.unwrap_or(0),
+            split: self.split.clone(),
+            eval_loss: outcome.loss,
+            scores: outcome.scores,
+        })
+    }
 }
 
 fn no_step(request: &Request) -> Result<()> {

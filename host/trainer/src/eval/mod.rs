@@ -6,5 +6,5 @@ pub mod metrics;
 pub mod rouge;
 pub mod run;
 
-pub use judge::{Request, judge};
+pub use judge::{Judgement, Request, judge, judge_with_bases};
 pub use run::{Job, Judged, Outcome};

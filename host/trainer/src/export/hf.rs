@@ -8,12 +8,13 @@ use safetensors::Dtype as StDtype;
 use serde_json::{Map, Value, json};
 
 use super::merge::Merger;
+use super::packed::Packer;
 use super::target::Target;
-use super::{Dtype, Options};
-use crate::checkpoint::Source;
+use super::{BaseWeights, Dtype, Made, Options, packed};
 use crate::checkpoint::tensors::{self, TensorSource, TensorSpec};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
+use crate::plan::Storage;
 use crate::report::{Event, Observer};
 use crate::{Error, Result};
 
@@ -34,16 +35,36 @@ const COPIED: [&str; 11] = [
 
 /// Writes the model; answers what the format can't carry, which is nothing.
 pub(super) fn write(
-    source: &Source,
+    source: &Made<'_>,
     target: &Target,
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Vec<String>> {
-    let merger = Merger::new(&source.base, &source.plan, &source.checkpoint.trainable)?;
-    write_weights(&source.base, &merger, target, options, observer)?;
-    target.write_json("config.json", &config(&source.base, options.dtype))?;
-    write_tokenizer(&source.base, target)?;
-    Ok(Vec::new())
+    let base_weights = options.base.unwrap_or(BaseWeights::Original);
+    let is_packed = base_weights == BaseWeights::Packed;
+    if is_packed {
+        packed::check(source.plan, source.base)?;
+    }
+    let merger = Merger::new(source)?.over(base_weights);
+    write_weights(source.base, &merger, target, options, observer)?;
+    let mut config = config(source.base, options.dtype);
+    if let Some(config) = config.as_object_mut() {
+        // A base that was quantised already is written as plain numbers, unless it is to stay so.
+        config.remove("quantization_config");
+        if is_packed {
+            config.insert("quantization_config".into(), packed::quantization_config(source.plan, source.base));
+        }
+    }
+    target.write_json("config.json", &config)?;
+    write_tokenizer(source.base, target)?;
+    let trained_over = source.plan.entries.iter().find(|entry| !entry.storage.can_train());
+    Ok(match (options.base, trained_over) {
+        (None, Some(entry)) => vec![format!(
+            "the run trained beside weights kept as {}; this model has the original ones (--base dequantised writes what the run saw)",
+            entry.storage
+        )],
+        _ => Vec::new(),
+    })
 }
 
 /// Copies the tokenizer's files, or writes those of a model that came from a GGUF file.
@@ -132,29 +153,48 @@ fn dtype_of(info: &TensorInfo, wanted: Option<Dtype>) -> Dtype {
     }
 }
 
+/// One tensor of a file: a whole one of the model, or a part of a packed one.
+struct Item<'a> {
+    info: &'a TensorInfo,
+    spec: TensorSpec,
+    part: Option<(Storage, usize)>,
+}
+
 /// One file's tensors.
 struct Shard<'a> {
     merger: &'a Merger<'a>,
-    tensors: &'a [&'a TensorInfo],
+    packer: &'a Packer<'a>,
+    items: Vec<Item<'a>>,
     dtype: Option<Dtype>,
+}
+
+/// The tensors that one of the model's becomes.
+fn items<'a>(info: &'a TensorInfo, merger: &Merger<'_>, options: &Options) -> Vec<Item<'a>> {
+    let storage = merger.storage(&info.name);
+    let stays_packed = options.base == Some(BaseWeights::Packed) && merger.is_untouched(&info.name);
+    if stays_packed && !storage.can_train() {
+        let parts = packed::specs(info, storage).into_iter().enumerate();
+        return parts.map(|(part, spec)| Item { info, spec, part: Some((storage, part)) }).collect();
+    }
+    let dtype = match dtype_of(info, options.dtype) {
+        Dtype::F16 => StDtype::F16,
+        Dtype::Bf16 => StDtype::BF16,
+        Dtype::F32 | Dtype::Q8_0 => StDtype::F32,
+    };
+    vec![Item { info, spec: TensorSpec { name: info.name.clone(), dtype, shape: info.shape.clone() }, part: None }]
 }
 
 impl TensorSource for Shard<'_> {
     fn specs(&self) -> Vec<TensorSpec> {
-        let spec = |info: &&TensorInfo| TensorSpec {
-            name: info.name.clone(),
-            dtype: match dtype_of(info, self.dtype) {
-                Dtype::F16 => StDtype::F16,
-                Dtype::Bf16 => StDtype::BF16,
-                Dtype::F32 | Dtype::Q8_0 => StDtype::F32,
-            },
-            shape: info.shape.clone(),
-        };
-        self.tensors.iter().map(spec).collect()
+        self.items.iter().map(|item| item.spec.clone()).collect()
     }
 
     fn bytes(&self, index: usize) -> Result<Cow<'_, [u8]>> {
-        let info = self.tensors.get(index).ok_or_else(|| Error::internal(format!("there is no tensor {index}")))?;
+        let item = self.items.get(index).ok_or_else(|| Error::internal(format!("there is no tensor {index}")))?;
+        let info = item.info;
+        if let Some((storage, part)) = item.part {
+            return self.packer.bytes(info, storage, part).map(Cow::Owned);
+        }
         // f16 and bf16 go through f32 and back unchanged, so that untouched tensors stay bit for bit what they were.
         let values = self.merger.merged_f32(info)?;
         Ok(Cow::Owned(match dtype_of(info, self.dtype) {
@@ -185,17 +225,13 @@ fn write_weights(
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let bytes_of = |info: &TensorInfo| {
-        let size = match dtype_of(info, options.dtype) {
-            Dtype::F16 | Dtype::Bf16 => 2,
-            Dtype::F32 | Dtype::Q8_0 => 4,
-        };
-        info.len() as u64 * size
-    };
-    let mut shards: Vec<Vec<&TensorInfo>> = vec![Vec::new()];
+    let bytes_of = |item: &Item<'_>| (item.spec.shape.iter().product::<usize>() * item.spec.dtype.bitsize() / 8) as u64;
+    let packer = Packer::new(base);
+    let mut shards: Vec<Vec<Item<'_>>> = vec![Vec::new()];
     let (mut filled, mut total) = (0, 0);
     for info in &base.inventory.tensors {
-        let bytes = bytes_of(info);
+        let items = items(info, merger, options);
+        let bytes: u64 = items.iter().map(bytes_of).sum();
         if filled > 0 && filled + bytes > options.shard_bytes {
             shards.push(Vec::new());
             filled = 0;
@@ -203,20 +239,20 @@ fn write_weights(
         filled += bytes;
         total += bytes;
         if let Some(shard) = shards.last_mut() {
-            shard.push(info);
+            shard.extend(items);
         }
     }
     let metadata: BTreeMap<String, String> = [("format".to_string(), "pt".to_string())].into();
     let (count, mut written, mut weight_map) = (shards.len(), 0, BTreeMap::new());
-    for (index, infos) in shards.iter().enumerate() {
+    for (index, items) in shards.into_iter().enumerate() {
         let name = match count {
             1 => "model.safetensors".to_string(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
-        let shard = Shard { merger, tensors: infos, dtype: options.dtype };
+        let shard = Shard { merger, packer: &packer, items, dtype: options.dtype };
         tensors::write(&target.path(&name), &metadata, &shard)?;
-        weight_map.extend(infos.iter().map(|info| (info.name.as_str(), name.clone())));
-        written += infos.iter().map(|info| bytes_of(info)).sum::<u64>();
+        weight_map.extend(shard.items.iter().map(|item| (item.spec.name.clone(), name.clone())));
+        written += shard.items.iter().map(bytes_of).sum::<u64>();
         observer.on(&Event::Progress { unit: "bytes", done: written, total });
     }
     if count > 1 {

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 
+use super::{BaseWeights, Made};
 use crate::checkpoint::{NamedTensor, TensorFile};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
-use crate::plan::{AdapterSpec, Plan, Treatment};
+use crate::plan::{AdapterSpec, Entry, Storage, Treatment};
+use crate::train::build;
 use crate::{Error, Result};
 
 /// Reads merged weights.
 pub struct Merger<'a> {
     base: &'a BaseModel,
-    treatments: BTreeMap<&'a str, &'a Treatment>,
+    entries: BTreeMap<&'a str, &'a Entry>,
     trained: &'a TensorFile,
+    base_weights: BaseWeights,
 }
 
 /// The trained parts of an adapter.
@@ -32,9 +35,10 @@ impl<'a> Merger<'a> {
     ///
     /// # Errors
     /// When one isn't; the error names it.
-    pub fn new(base: &'a BaseModel, plan: &'a Plan, trained: &'a TensorFile) -> Result<Self> {
-        let treatments = plan.entries.iter().map(|e| (e.tensor.as_str(), &e.treatment)).collect();
-        let this = Self { base, treatments, trained };
+    pub fn new(made: &Made<'a>) -> Result<Self> {
+        let Made { base, plan, trained, .. } = *made;
+        let entries = plan.entries.iter().map(|e| (e.tensor.as_str(), e)).collect();
+        let this = Self { base, entries, trained, base_weights: BaseWeights::Original };
         let there = trained.names()?;
         let mut wanted = 0;
         for entry in &plan.entries {
@@ -63,9 +67,29 @@ impl<'a> Merger<'a> {
         Ok(this)
     }
 
+    /// The same, with other weights of the base model.
+    pub(super) fn over(self, base_weights: BaseWeights) -> Self {
+        Self { base_weights, ..self }
+    }
+
     /// What the plan did with a tensor.
     pub(super) fn treatment(&self, name: &str) -> &Treatment {
-        self.treatments.get(name).copied().unwrap_or(&Treatment::Frozen)
+        self.entries.get(name).map_or(&Treatment::Frozen, |entry| &entry.treatment)
+    }
+
+    /// How the run kept a tensor.
+    pub(super) fn storage(&self, name: &str) -> Storage {
+        self.entries.get(name).map_or(Storage::F32, |entry| entry.storage)
+    }
+
+    /// The base's own tensor, in f32.
+    fn base_f32(&self, info: &TensorInfo) -> Result<Vec<f32>> {
+        match self.base_weights {
+            BaseWeights::Original => self.base.read_f32(&info.name),
+            BaseWeights::Dequantised | BaseWeights::Packed => {
+                Ok(build::read(self.base, info, self.storage(&info.name))?.as_f32().into_owned())
+            }
+        }
     }
 
     /// Whether a tensor is the base's own.
@@ -79,10 +103,10 @@ impl<'a> Merger<'a> {
     /// When it can't be read.
     pub fn merged_f32(&self, info: &TensorInfo) -> Result<Vec<f32>> {
         match self.treatment(&info.name) {
-            Treatment::Frozen => self.base.read_f32(&info.name),
+            Treatment::Frozen => self.base_f32(info),
             Treatment::Train => self.trained.get(&info.name)?.data.to_f32(),
             Treatment::Adapt(spec) => {
-                let weight = self.base.read_f32(&info.name)?;
+                let weight = self.base_f32(info)?;
                 let adapter = self.adapter(&info.name, spec)?;
                 let (a, b) = (adapter.a.data.to_f32()?, adapter.b.data.to_f32()?);
                 let magnitude = adapter.magnitude.map(|m| m.data.to_f32()).transpose()?;

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::Made;
 use super::merge::{Adapter, Merger};
 use super::target::Target;
-use crate::checkpoint::Source;
 use crate::checkpoint::tensors;
 use crate::checkpoint::{NamedTensor, TensorData};
 use crate::model::inventory::Kind;
@@ -20,9 +20,9 @@ use crate::{Error, Result};
 const PREFIX: &str = "base_model.model.";
 
 /// Writes the adapter; answers what to know when using it.
-pub(super) fn write(source: &Source, target: &Target) -> Result<Vec<String>> {
-    let base = &source.base;
-    let merger = Merger::new(base, &source.plan, &source.checkpoint.trainable)?;
+pub(super) fn write(source: &Made<'_>, target: &Target) -> Result<Vec<String>> {
+    let base = source.base;
+    let merger = Merger::new(source)?;
     let adapted: Vec<(&str, &AdapterSpec)> = source
         .plan
         .entries
@@ -73,7 +73,7 @@ fn use_hf(message: String) -> Error {
 }
 
 /// The modules that train whole.
-fn modules_to_save(source: &Source) -> Result<BTreeSet<&str>> {
+fn modules_to_save<'a>(source: &Made<'a>) -> Result<BTreeSet<&'a str>> {
     let mut saved = BTreeSet::new();
     let entries = &source.plan.entries;
     for entry in entries.iter().filter(|e| matches!(e.treatment, Treatment::Train)) {
@@ -106,7 +106,7 @@ fn usual<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
     counts.into_iter().find(|(_, n)| *n == most).map(|(value, _)| value)
 }
 
-fn config(source: &Source, adapted: &[(&str, &AdapterSpec)], saved: &BTreeSet<&str>) -> Result<Value> {
+fn config(source: &Made<'_>, adapted: &[(&str, &AdapterSpec)], saved: &BTreeSet<&str>) -> Result<Value> {
     let dora = adapted.iter().filter(|(_, s)| s.dora).count();
     if dora != 0 && dora != adapted.len() {
         return Err(use_hf(format!("{dora} of {} adapters are DoRA's, and PEFT has all or none", adapted.len())));
@@ -150,7 +150,7 @@ fn number(value: f64) -> Value {
 }
 
 /// Roles such as `q_proj`, where each of a role's linear layers has an adapter; else the modules' full names.
-fn target_modules(source: &Source, adapted: &[(&str, &AdapterSpec)]) -> Vec<String> {
+fn target_modules(source: &Made<'_>, adapted: &[(&str, &AdapterSpec)]) -> Vec<String> {
     let names: BTreeSet<&str> = adapted.iter().map(|(module, _)| *module).collect();
     let role = |module: &str| module.rsplit('.').next().unwrap_or(module).to_string();
     let roles: BTreeSet<String> = names.iter().map(|m| role(m)).collect();
@@ -159,10 +159,10 @@ fn target_modules(source: &Source, adapted: &[(&str, &AdapterSpec)]) -> Vec<Stri
     if whole { roles.into_iter().collect() } else { names.into_iter().map(String::from).collect() }
 }
 
-fn model_card(source: &Source) -> String {
+fn model_card(source: &Made<'_>) -> String {
     let origin = &source.base.origin;
     let policy = &source.plan.origin.policy;
-    let step = source.checkpoint.state.step;
+    let step = source.step;
     format!(
         "---\nbase_model: {}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- liftplan\n---\n\n\
          # {}\n\nAn adapter for `{origin}`, trained with Liftplan by the policy `{policy}` for {step} steps.\n\n\

@@ -28,6 +28,9 @@ pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
     for tensor in &inventory.tensors {
         let Some(stored) = weights.tensors().get(&tensor.name) else { continue };
         let bytes = weights.bytes(stored);
+        for more in weights.more_bytes(stored) {
+            hasher.update(more);
+        }
         hasher.update(tensor.name.as_bytes());
         hasher.update([0]);
         hasher.update(tensor.dtype.as_bytes());

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod arch;
+mod bnb;
 mod check;
 pub mod gguf;
 mod hash;
@@ -25,6 +26,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
+use liftplan_engine::Weight;
 use serde_json::Value;
 
 pub use summary::{RoleSummary, Summary};
@@ -75,7 +77,12 @@ fn open_directory(directory: &Path, origin: &str, observer: &mut dyn Observer) -
     let config_json = hf::read_json(directory, "config.json")?
         .ok_or_else(|| Error::model(format!("{} is missing", place.display())).help("is this the right directory?"))?;
     let mut spec = arch::spec_from_config(&arch::Config::new(place.display().to_string(), &config_json)?)?;
-    let mut weights = Weights::Safetensors(safetensors::Checkpoint::open(directory)?);
+    let is_quantised = config_json.get("quantization_config").is_some();
+    let mut checkpoint = safetensors::Checkpoint::open(directory, is_quantised)?;
+    if is_quantised {
+        bnb::fold(&directory.display().to_string(), &mut checkpoint)?;
+    }
+    let mut weights = Weights::Safetensors(checkpoint);
     let inventory = check::inventory(&directory.display().to_string(), &mut spec, &mut weights, observer)?;
     let (tokenizer, chat_template) = hf::tokenizer(directory, &config_json, spec.vocab, observer)?;
     let hash = hash::content_hash(&inventory, &weights);
@@ -128,6 +135,14 @@ impl BaseModel {
     /// As [`BaseModel::read`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         self.weights.read_f32(name)
+    }
+
+    /// A weight that the checkpoint holds packed by bitsandbytes, as it is there; nothing if it holds plain numbers.
+    ///
+    /// # Errors
+    /// As [`BaseModel::read`].
+    pub fn packed(&self, name: &str) -> Result<Option<Weight>> {
+        self.weights.packed(name)
     }
 
     /// Whether it was opened from a GGUF file.

@@ -19,16 +19,18 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) struct Checkpoint {
     pub files: Vec<MappedFile>,
     pub tensors: BTreeMap<String, Stored>,
+    /// Whether it may hold parts of weights that bitsandbytes quantised.
+    is_quantised: bool,
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `directory` without reading any tensor. A single file wins over an index, as in
+    /// Opens the checkpoint in `directory` without reading any tensor; parts of quantised weights are left as they are. A single file wins over an index, as in
     /// transformers.
     ///
     /// # Errors
     /// No checkpoint, a missing or damaged shard, a type that isn't supported, an index that disagrees with its shards.
-    pub fn open(directory: &Path) -> Result<Self> {
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
+    pub fn open(directory: &Path, is_quantised: bool) -> Result<Self> {
+        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), is_quantised };
         if directory.join(SINGLE).exists() {
             checkpoint.add(&directory.join(SINGLE), |_| true)?;
             return Ok(checkpoint);
@@ -73,6 +75,8 @@ impl Checkpoint {
                 Dtype::F32 => ("f32", Encoding::F32),
                 Dtype::F16 => ("f16", Encoding::F16),
                 Dtype::BF16 => ("bf16", Encoding::BF16),
+                Dtype::U8 if self.is_quantised => ("u8", Encoding::Raw),
+                Dtype::I8 if self.is_quantised => ("i8", Encoding::Raw),
                 other => {
                     return Err(Error::model(format!("{}: tensor `{name}` has type {other:?}", path.display()))
                         .help("supported types: F32, F16, BF16"));
@@ -86,6 +90,7 @@ impl Checkpoint {
                 file: self.files.len(),
                 range: (data_start + start, end - start),
                 interleaved_heads: None,
+                packed: None,
             };
             if self.tensors.insert(name.clone(), stored).is_some() {
                 return Err(Error::model(format!("{}: tensor `{name}` is also in another shard", path.display()))

@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use liftplan_engine::{EngineError, Weight};
 use rayon::prelude::*;
 
+use super::bnb::Packed;
 use super::gguf::GgufFile;
+use super::mapped::MappedFile;
 use super::safetensors::Checkpoint;
 use crate::{Error, Result};
 
@@ -20,6 +23,10 @@ pub(super) enum Encoding {
     BF16,
     /// Blocks of a GGUF quantisation.
     Blocks(candle_core::quantized::GgmlDType),
+    /// Codes of a quantised weight, with what belongs to them in [`Stored::packed`].
+    Packed,
+    /// Whole numbers: parts of quantised weights, until they are put together.
+    Raw,
 }
 
 /// A tensor as it's stored.
@@ -35,6 +42,8 @@ pub(super) struct Stored {
     pub range: (usize, usize),
     /// Set for llama.cpp's interleaved q and k: the number of heads whose rows must be put back in order.
     pub interleaved_heads: Option<usize>,
+    /// Set for weights that bitsandbytes quantised.
+    pub packed: Option<Packed>,
 }
 
 /// The tensors of a checkpoint by canonical name.
@@ -75,17 +84,37 @@ impl Weights {
         &file.bytes()[stored.range.0..stored.range.0 + stored.range.1]
     }
 
+    /// The bytes of a packed weight beside its codes.
+    pub fn more_bytes(&self, stored: &Stored) -> Vec<&[u8]> {
+        stored.packed.as_ref().map_or_else(Vec::new, |packed| packed.more_bytes(self.files()))
+    }
+
+    /// A weight that the checkpoint holds packed, as it is there; nothing if it holds plain numbers.
+    pub fn packed(&self, name: &str) -> Result<Option<Weight>> {
+        let stored = self.get(name)?;
+        let Some(packed) = &stored.packed else { return Ok(None) };
+        let damaged = |error: EngineError| Error::model(format!("tensor `{name}`: {error}"));
+        packed.weight(stored, self.files()).map(Some).map_err(damaged)
+    }
+
+    fn files(&self) -> &[MappedFile] {
+        match self {
+            Weights::Safetensors(checkpoint) => &checkpoint.files,
+            Weights::Gguf(_) => &[],
+        }
+    }
+
     /// One tensor on the CPU: f32, f16 and bf16 as stored, anything else as f32.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let stored = self.get(name)?;
         let dtype = match stored.encoding {
-            Encoding::F32 | Encoding::Blocks(_) => DType::F32,
+            Encoding::F32 | Encoding::Blocks(_) | Encoding::Packed | Encoding::Raw => DType::F32,
             Encoding::F16 => DType::F16,
             Encoding::BF16 => DType::BF16,
         };
         let failed = |e: candle_core::Error| Error::model(format!("cannot read tensor `{name}`: {e}"));
         match (stored.encoding, stored.interleaved_heads) {
-            (Encoding::Blocks(_), _) => {
+            (Encoding::Blocks(_) | Encoding::Packed | Encoding::Raw, _) => {
                 Tensor::from_vec(self.to_f32(name, stored)?, stored.shape.as_slice(), &Device::Cpu).map_err(failed)
             }
             (_, None) => {
@@ -121,6 +150,9 @@ impl Weights {
     }
 
     fn to_f32(&self, name: &str, stored: &Stored) -> Result<Vec<f32>> {
+        if let Some(weight) = self.packed(name)? {
+            return Ok(weight.as_f32().into_owned());
+        }
         let source = self.bytes(stored);
         let mut elements = vec![0f32; stored.shape.iter().product()];
         let heads = stored.interleaved_heads.unwrap_or(0);
@@ -129,6 +161,9 @@ impl Weights {
                 Encoding::F32 => fill(from, to, f32::from_le_bytes),
                 Encoding::F16 => fill(from, to, |bytes| f16::from_le_bytes(bytes).to_f32()),
                 Encoding::BF16 => fill(from, to, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+                Encoding::Packed | Encoding::Raw => {
+                    return Err(Error::internal(format!("tensor `{name}` holds no numbers of its own")));
+                }
                 Encoding::Blocks(kind) => {
                     super::gguf::dequantise(kind, from, to).map_err(|e| e.at(format!("tensor `{name}`")))?
                 }

@@ -19,6 +19,7 @@ use crate::{Error, Result};
 
 mod full;
 mod lora;
+mod mixed;
 mod random;
 pub mod select;
 mod spectrum;
@@ -156,7 +157,13 @@ pub const CONTROL: &str = "random";
 
 /// The built-in policies.
 pub fn built_in() -> Vec<Box<dyn Policy>> {
-    vec![Box::new(lora::Lora), Box::new(full::Full), Box::new(spectrum::Spectrum), Box::new(random::Random)]
+    vec![
+        Box::new(lora::Lora),
+        Box::new(full::Full),
+        Box::new(spectrum::Spectrum),
+        Box::new(random::Random),
+        Box::new(mixed::Mixed),
+    ]
 }
 
 /// The policy called `name`.

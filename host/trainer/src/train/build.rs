@@ -180,6 +180,16 @@ pub fn read(base: &BaseModel, info: &TensorInfo, storage: Storage) -> Result<Wei
         Error::model(format!("`{}` cannot be kept as {storage}: {error}", info.name))
             .help("the checkpoint is damaged, or leave this tensor out with storage.exclude")
     };
+    // What the checkpoint holds in the very storage of the plan is used as it is.
+    match (base.packed(&info.name)?, storage) {
+        (Some(Weight::Nf4(packed)), Storage::Nf4 { block_size, double_quantization })
+            if packed.options() == (Nf4Options { block_size, double_quantization }) =>
+        {
+            return Ok(Weight::Nf4(packed));
+        }
+        (Some(packed @ Weight::Int8(_)), Storage::Int8) => return Ok(packed),
+        _ => {}
+    }
     match storage {
         Storage::F32 => Ok(Weight::F32(base.read_f32(&info.name)?)),
         Storage::Bf16 => {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use build::{AdapterNames, build};
-pub use prepare::{Reopened, open_model, reopen};
+pub use prepare::{Reopened, open_model, reopen, reopen_over_original};
 pub use schedule::Schedule;
 pub use step::{StepOutcome, Stepper};
 

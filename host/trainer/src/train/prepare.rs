@@ -99,6 +99,8 @@ pub struct Reopened {
     pub config: Option<Config>,
     /// The step of the checkpoint whose weights these are.
     pub step: Option<u64>,
+    /// The quantised storage that some of the weights are kept in, if any.
+    pub kept_as: Option<Storage>,
 }
 
 /// Opens an untouched model for evaluation or generation, in `f32`.
@@ -109,7 +111,7 @@ pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observ
     let base = model::open(reference, relative_to, observer)?;
     observer.on(&Event::Phase("loading the weights"));
     let decoder = build(&base, &untouched(&base, Storage::F32), 0, observer)?;
-    Ok(Reopened { base, decoder, config: None, step: None })
+    Ok(Reopened { base, decoder, config: None, step: None, kept_as: None })
 }
 
 /// Opens the result of the run in `run`, or its state after `step` steps: its model with what was trained.
@@ -117,14 +119,38 @@ pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observ
 /// # Errors
 /// When there is no such run or checkpoint, or the model is not the one it was trained from.
 pub fn reopen(run: &Path, step: Option<u64>, observer: &mut dyn Observer) -> Result<Reopened> {
-    let Source { config, base, plan, checkpoint, .. } = Source::open(run, step, observer)?;
+    reopen_with(run, step, |_| {}, observer)
+}
+
+/// As [`reopen`], with the base model's original weights in `f32` where the run kept them quantised.
+///
+/// # Errors
+/// As [`reopen`].
+pub fn reopen_over_original(run: &Path, step: Option<u64>, observer: &mut dyn Observer) -> Result<Reopened> {
+    let original = |plan: &mut Plan| {
+        for entry in plan.entries.iter_mut().filter(|entry| !entry.storage.can_train()) {
+            entry.storage = Storage::F32;
+        }
+    };
+    reopen_with(run, step, original, observer)
+}
+
+fn reopen_with(
+    run: &Path,
+    step: Option<u64>,
+    change: impl FnOnce(&mut Plan),
+    observer: &mut dyn Observer,
+) -> Result<Reopened> {
+    let Source { config, base, mut plan, checkpoint, .. } = Source::open(run, step, observer)?;
+    change(&mut plan);
     observer.on(&Event::Phase("loading the weights"));
     let mut decoder = build(&base, &plan, config.seed, observer)?;
     trainable::load(&mut decoder, &checkpoint.trainable)?;
     for param in decoder.params_mut() {
         param.set_trained(false);
     }
-    Ok(Reopened { base, decoder, config: Some(config), step: Some(checkpoint.state.step) })
+    let kept_as = plan.entries.iter().map(|entry| entry.storage).find(|storage| !storage.can_train());
+    Ok(Reopened { base, decoder, config: Some(config), step: Some(checkpoint.state.step), kept_as })
 }
 
 /// The plan in which nothing trains.

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use super::quant::GgmlType;
 use super::writer::Meta;
-use crate::checkpoint::Source;
+use crate::export::Made;
 use crate::model::spec::RopeScaling;
 use crate::{Error, Result};
 
 /// The model's metadata, in the order in which llama.cpp's converter writes it.
-pub(super) fn model(source: &Source, matrices: GgmlType) -> Result<Vec<(String, Meta)>> {
+pub(super) fn model(source: &Made<'_>, matrices: GgmlType) -> Result<Vec<(String, Meta)>> {
     let spec = &source.base.spec;
     // llama.cpp keeps Mistral's models as `llama`.
     let architecture = match spec.architecture.as_str() {
@@ -53,7 +53,7 @@ pub(super) fn model(source: &Source, matrices: GgmlType) -> Result<Vec<(String, 
 }
 
 /// The base's name and the run's. Readers that tell Mistral from Llama do so by this name.
-fn name(source: &Source) -> String {
+fn name(source: &Made<'_>) -> String {
     let origin = Path::new(&source.base.origin);
     let base = match source.base.is_gguf() {
         true => origin.file_stem(),

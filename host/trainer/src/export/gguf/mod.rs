@@ -10,8 +10,7 @@ mod writer;
 
 use super::merge::Merger;
 use super::target::Target;
-use super::{Dtype, Options};
-use crate::checkpoint::Source;
+use super::{BaseWeights, Dtype, Made, Options};
 use crate::model::gguf::names;
 use crate::model::inventory::TensorInfo;
 use crate::model::spec::{ModelSpec, RopeScaling};
@@ -22,13 +21,13 @@ use writer::{GgufTensor, GgufWriter};
 
 /// Writes the file; answers what it can't carry.
 pub(super) fn write(
-    source: &Source,
+    source: &Made<'_>,
     target: &Target,
     options: &Options,
     observer: &mut dyn Observer,
 ) -> Result<Vec<String>> {
-    let base = &source.base;
-    let merger = Merger::new(base, &source.plan, &source.checkpoint.trainable)?;
+    let base = source.base;
+    let merger = Merger::new(source)?.over(options.base.unwrap_or(BaseWeights::Original));
     let matrices = if options.dtype == Some(Dtype::Q8_0) { GgmlType::Q8_0 } else { GgmlType::F16 };
     let metadata = metadata::model(source, matrices)?.into_iter().chain(tokenizer::metadata(base)?).collect();
 

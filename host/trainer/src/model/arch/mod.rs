@@ -89,11 +89,14 @@ pub fn spec_from_config(config: &Config) -> Result<ModelSpec> {
     let family = family_of(config)?;
     if let Some(quantization) = config.opt_object("quantization_config")? {
         let method = quantization.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unknown");
-        return Err(config
-            .error(format!(
-                "the checkpoint is quantised (`quantization_config`, method `{method}`), which is not supported"
-            ))
-            .help("use the unquantised checkpoint, or a GGUF file"));
+        // What bitsandbytes made is read as it is; FP4 is refused at its tensors.
+        if method != "bitsandbytes" {
+            return Err(config
+                .error(format!(
+                    "the checkpoint is quantised (`quantization_config`, method `{method}`), which is not supported"
+                ))
+                .help("use the unquantised checkpoint, one by bitsandbytes, or a GGUF file"));
+        }
     }
     let activation = config.opt_str("hidden_act")?.unwrap_or("silu");
     if !matches!(activation, "silu" | "swish") {

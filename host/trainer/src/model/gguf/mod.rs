@@ -89,6 +89,7 @@ impl GgufFile {
                 file: 0,
                 range: entry.range,
                 interleaved_heads,
+                packed: None,
             };
             if tensors.insert(name, stored).is_some() {
                 return Err(Error::model(format!("tensor `{}` occurs twice under different names", entry.name)));
