@@ -8,6 +8,12 @@ What has to hold, beside loading without complaint:
   gguf, F16    by transformers' GGUF reader: the merged weights, each matrix rounded to F16; tokenizer and chat template
   gguf, Q8_0   the same with each matrix rounded to Q8_0, as the `gguf` package does it
 
+and for runs over packed weights (policy `qspectrum`):
+
+  hf, dequantised  by transformers: Liftplan's own logits within 1e-4
+  hf, packed       by transformers and bitsandbytes: the same; each packed weight unpacks to the dequantised one, bit for bit
+  delta            exported with its base model: the same tensors as from the run
+
 Every run must have moved its model's logits well beyond those limits, so that an export of the untouched model fails.
 """
 
@@ -20,6 +26,7 @@ from pathlib import Path
 import numpy
 import torch
 import transformers
+from bitsandbytes import functional
 from gguf import GGMLQuantizationType, GGUFReader, quants
 from peft import PeftModel
 from safetensors.numpy import load_file
@@ -35,6 +42,12 @@ LOOSE = {"f16": 5e-3, "q8_0": 1e-1}  # of the logits, as far as rounding the wei
 READER_NEEDS_CONFIG = {"llama3", "qwen3"}
 
 LORA = 'name = "lora"\nrank = 4\nalpha = 8.0\n'
+# Rows are whole blocks of 32: with AVX-512, bitsandbytes takes another block's scale where they are not.
+QSPECTRUM = 'name = "qspectrum"\npercent = 50\n[storage]\n'
+MIXED = (
+    'name = "mixed"\n[[policy.parts]]\nname = "spectrum"\npercent = 50\n'
+    '[[policy.parts]]\nname = "lora"\nrank = 4\nalpha = 8.0\n'
+)
 CASES = [
     ("llama", "lora", LORA),
     ("llama", "rslora", LORA + "rslora = true\n"),
@@ -48,6 +61,10 @@ CASES = [
     ("qwen2", "full", 'name = "full"\n'),
     ("qwen3", "lora", LORA),
     ("smollm2", "lora", LORA),
+    ("llama", "mixed", MIXED),
+    ("llama", "qspectrum", QSPECTRUM + 'block_size = 32\n'),
+    ("qwen2", "qspectrum", QSPECTRUM + "block_size = 32\ndouble_quantization = false\n"),
+    ("qwen3", "int8", 'name = "spectrum"\npercent = 50\n[storage]\nfrozen = "int8"\n'),
 ]  # fmt: skip
 
 TEXTS = [
@@ -81,6 +98,7 @@ class Case:
         self.args, self.family, self.name, self.policy = args, family, name, policy
         self.folder = Path(args.work) / f"{family}-{name}"
         self.base = Path(args.smollm2) if family == "smollm2" else FAMILIES / family / "model"
+        self.packed = "[storage]" in policy
         self.failures = []
 
     def expect(self, holds, what):
@@ -111,7 +129,9 @@ class Case:
         self.run = self.folder / "run"
         run(self.args.liftplan, "train", config, "--out", self.run)
         formats = {"hf": ["hf"], "gguf-f16": ["gguf", "--dtype", "f16"], "gguf-q8_0": ["gguf", "--dtype", "q8_0"]}
-        if self.policy.startswith(LORA):
+        if self.packed:
+            formats = {base: ["hf", "--base", base] for base in ("dequantised", "packed")} | {"delta": ["delta"]}
+        if self.policy.startswith(LORA) or self.policy == MIXED:
             formats["peft"] = ["peft"]
         for name, options in formats.items():
             run(self.args.liftplan, "export", self.run, "--out", self.folder / name, "--format", *options)
@@ -149,17 +169,44 @@ class Case:
             merged = self.logits(model.merge_and_unload())
             self.close(merged, self.ours, LIMIT, "peft: logits once PEFT has merged it")
 
-    def check_hf(self):
-        source = self.source(self.folder / "hf")
+    def check_hf(self, name="hf"):
+        source = self.source(self.folder / name)
         _, info = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
         wrong = {key: found for key, found in info.items() if found}
-        self.expect(not wrong, f"hf: every key is there, none is unexpected {wrong or ''}")
-        model = self.load(self.folder / "hf")
-        self.close(self.logits(model), self.ours, LIMIT, "hf: logits")
-        tokenizer = self.check_tokenizer("hf", self.folder / "hf")
+        self.expect(not wrong, f"{name}: every key is there, none is unexpected {wrong or ''}")
+        model = self.load(self.folder / name)
+        # In 8 bits, bitsandbytes computes with 8-bit inputs, too.
+        limit = 5e-2 if name == "packed" and self.name == "int8" else LIMIT
+        self.close(self.logits(model), self.ours, limit, f"{name}: logits")
+        tokenizer = self.check_tokenizer(name, self.folder / name)
         ends = (tokenizer.bos_token, tokenizer.eos_token)
-        self.expect(ends == self.ends(), f"hf: first and last token {ends}")
+        self.expect(ends == self.ends(), f"{name}: first and last token {ends}")
+        if name == "packed":
+            return model
         return {name: weight.numpy() for name, weight in model.state_dict().items()}
+
+    def check_packed(self):
+        dequantised = self.check_hf("dequantised")
+        model = self.check_hf("packed")
+        unpacked = 0
+        for name, module in model.named_modules():
+            kind = type(module).__name__
+            if kind == "Linear4bit":
+                weight = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            elif kind == "Linear8bitLt":
+                weight = functional.int8_vectorwise_dequant(module.weight.data, module.weight.SCB)
+            else:
+                continue
+            unpacked += 1
+            if not numpy.array_equal(weight.float().numpy(), dequantised[f"{name}.weight"]):
+                self.expect(False, f"packed: {name} unpacks to what the run computed with")
+        self.expect(unpacked > 0, f"packed: {unpacked} weights are unpacked by bitsandbytes")
+        applied = self.folder / "applied"
+        options = ["--format", "hf", "--base", "dequantised", "--out", applied]
+        run(self.args.liftplan, "export", self.folder / "delta", "--model", self.base, *options)
+        ours, theirs = (load_file(folder / "model.safetensors") for folder in (applied, self.folder / "dequantised"))
+        same = ours.keys() == theirs.keys() and all(numpy.array_equal(ours[key], theirs[key]) for key in ours)
+        self.expect(same, "delta: with its base model, the tensors that the run exports")
 
     def check_gguf(self, dtype, merged):
         name = f"gguf-{dtype}"
@@ -207,6 +254,9 @@ class Case:
     def check(self):
         print(f"{self.family}, {self.name}", flush=True)
         self.make()
+        if self.packed:
+            self.check_packed()
+            return self.failures
         self.check_peft()
         merged = self.check_hf()
         for dtype in ("f16", "q8_0"):

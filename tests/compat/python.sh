@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints the path of a Python that has torch, transformers and PEFT in the versions of tests/golden/requirements.txt:
+# Prints the path of a Python that has torch, transformers, PEFT and bitsandbytes in the versions of tests/golden/requirements.txt:
 # $LIFTPLAN_PYTHON if it is set, else one in target/python, made here when it is missing (530 MB to download for torch
-# and about 60 MB for the rest; 1.8 GB on disk). Everything else that it says goes to standard error.
+# and about 120 MB for the rest; 2 GB on disk). Everything else that it says goes to standard error.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -21,7 +21,7 @@ if ! cmp -s "$requirements" "$venv/.installed"; then
     of() { grep "^$1==" "$requirements"; }
     pip "$(of numpy)" "$(of transformers)" "$(of tokenizers)" "$(of safetensors)" "$(of gguf)" \
         psutil filelock typing-extensions sympy networkx jinja2 fsspec setuptools
-    pip --no-deps "$(of torch)" "$(of peft)" "$(of accelerate)"
+    pip --no-deps "$(of torch)" "$(of peft)" "$(of accelerate)" "$(of bitsandbytes)"
     "$venv/bin/python" "$here/cpu_torch.py" >&2
     "$venv/bin/python" -c 'import torch, transformers, peft' >&2
     cp "$requirements" "$venv/.installed"

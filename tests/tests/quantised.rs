@@ -202,9 +202,16 @@ fn twenty_steps_of_adamw_in_8_bits_are_those_of_bitsandbytes() {
                 continue;
             }
             let expected = floats(format!("{name}.value.{step}"));
-            let far = param.value.as_f32().iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            // A state that falls on the other side of a middle changes its weight by up to a step's size.
-            assert!(far < if name == "small" { 1e-6 } else { 2e-4 }, "{name}, step {step}: values {far} apart");
+            let apart = |(a, b): (&f32, &f32)| (a - b).abs();
+            let values = param.value.as_f32();
+            let (far, off) = values
+                .iter()
+                .zip(&expected)
+                .map(apart)
+                .fold((0.0f32, 0), |(far, off), apart| (far.max(apart), off + usize::from(apart > 1e-6)));
+            // A state that falls on the other side of a middle moves its weight by a share of the learning rate, 1e-3.
+            assert!(far < if name == "small" { 1e-6 } else { 5e-4 }, "{name}, step {step}: values {far} apart");
+            assert!(off * 100 <= values.len(), "{name}, step {step}: {off} values are off");
             let state = &optimizer.states()[name];
             for (moment, part) in [(&state.first, 1), (&state.second, 2)] {
                 match moment {

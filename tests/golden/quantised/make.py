@@ -9,6 +9,7 @@ It writes, beside this script:
   weights.json              1,000 random matrices, packed and unpacked, bit for bit
   adamw8bit.safetensors     20 steps of AdamW8bit
   qlora.json, .safetensors  20 steps of LoRA by PEFT over weights that bitsandbytes packed and unpacked
+  checkpoint/               families/llama's model as transformers saves it when bitsandbytes has packed it
 
 The 1,000 matrices have odd and even sizes from 1x1 to 150x200, among them zeros, denormals, outliers, and sizes that are no
 whole number of blocks. They are not stored: `matrix` below makes them from their index by exact arithmetic, and so does the
@@ -66,6 +67,7 @@ bitsandbytes = without_library()
 functional = bitsandbytes.functional
 
 import safetensors.torch  # noqa: E402
+import transformers  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "families"))
 import make as families  # noqa: E402  (this folder's script is __main__)
@@ -201,7 +203,23 @@ def make_qlora():
     safetensors.torch.save_file(tensors, HERE / "qlora.safetensors")
 
 
+def make_checkpoint():
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        HERE.parent / "families/llama/model",
+        dtype=torch.float32,
+        quantization_config=transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+    )
+    model.save_pretrained(HERE / "checkpoint")
+    (HERE / "checkpoint/generation_config.json").unlink(missing_ok=True)
+
+
 def main():
+    make_checkpoint()
     make_adamw8bit()
     make_qlora()
     made = [quantised(index) for index in range(MATRICES)]

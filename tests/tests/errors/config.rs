@@ -170,7 +170,7 @@ pub const CASES: [Case; 27] = [
         arguments: TRAIN,
         code: 2,
         message: "error: c.toml:8: `policy.name`: there is no policy \"lorra\"\n  \
-                  help: did you mean \"lora\"? There are lora, full, spectrum and random",
+                  help: did you mean \"lora\"? There are lora, full, spectrum, random, mixed, qlora and qspectrum",
     },
     Case {
         name: "unknown policy setting",

@@ -13,6 +13,8 @@ pub struct Map {
     /// What each code stands for, before it is multiplied by its block's largest magnitude.
     pub values: [f32; 256],
     middles: [f32; 255],
+    /// For each upper half of an `f32`, the code of the lowest number that begins so: the search goes on from there.
+    starts: Vec<u8>,
 }
 
 /// The map of numbers of either sign.
@@ -40,12 +42,20 @@ impl Map {
         }
         values.sort_by(f32::total_cmp);
         let values: [f32; 256] = std::array::from_fn(|i| values[i]);
-        Self { values, middles: std::array::from_fn(|i| (values[i] + values[i + 1]) / 2.0) }
+        let middles: [f32; 255] = std::array::from_fn(|i| (values[i] + values[i + 1]) / 2.0);
+        let start = |upper: u32| {
+            // Of negative numbers the lowest is the one of the largest magnitude.
+            let lowest = f32::from_bits(upper << 16 | if upper & 0x8000 == 0 { 0 } else { 0xffff });
+            middles.partition_point(|middle| *middle < lowest) as u8
+        };
+        Self { values, middles, starts: (0..=0xffff).map(start).collect() }
     }
 
     /// The code of the value nearest to `x`, which lies in `[-1, 1]`.
     pub fn nearest(&self, x: f32) -> u8 {
-        self.middles.partition_point(|middle| *middle < x) as u8
+        let start = self.starts[(x.to_bits() >> 16) as usize];
+        let further = self.middles[usize::from(start)..].iter().take_while(|middle| **middle < x).count();
+        start + further as u8
     }
 }
 
@@ -95,4 +105,21 @@ pub(super) fn scaling(absmax: &mut f32, whole: bool) -> impl Fn(f32) -> f32 + us
     }
     let inverse = 1.0 / at_least;
     move |value| if whole { value * inverse } else { value / at_least }.clamp(-1.0, 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_code_is_that_of_a_search_through_all() {
+        for map in [&*SIGNED, &*UNSIGNED] {
+            let near = map.middles.iter().chain(&map.values).flat_map(|x| [*x, x.next_down(), x.next_up()]);
+            let spread = (0..100_000).map(|i| (i as f32 / 50_000.0 - 1.0).powi(5));
+            for x in near.chain(spread).chain([0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0]) {
+                let found = map.middles.partition_point(|middle| *middle < x);
+                assert_eq!(usize::from(map.nearest(x)), found, "{x:e}");
+            }
+        }
+    }
 }

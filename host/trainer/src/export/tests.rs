@@ -331,7 +331,7 @@ fn formats_and_types_are_chosen_by_name() {
     assert_eq!("gguf".parse::<Format>().unwrap(), Format::Gguf);
     assert_eq!("Q8_0".parse::<Dtype>().unwrap(), Dtype::Q8_0);
     let error = "onnx".parse::<Format>().unwrap_err();
-    assert_eq!(error.to_string(), "unknown export format `onnx`\n  help: choose one of peft, hf, gguf");
+    assert_eq!(error.to_string(), "unknown export format `onnx`\n  help: choose one of peft, hf, gguf, delta");
     let dir = tempfile::tempdir().unwrap();
     let (run, out) = (dir.path().join("run"), dir.path().join("out"));
     lora_run(&run, "llama", "lora");
