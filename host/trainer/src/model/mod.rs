@@ -157,7 +157,8 @@ impl BaseModel {
 
     /// The number of bytes that a tensor takes up in its file.
     fn stored_bytes(&self, name: &str) -> usize {
-        self.weights.tensors().get(name).map_or(0, |stored| stored.range.1)
+        let more = |stored| self.weights.more_bytes(stored).iter().map(|bytes| bytes.len()).sum::<usize>();
+        self.weights.tensors().get(name).map_or(0, |stored| stored.range.1 + more(stored))
     }
 }
 
