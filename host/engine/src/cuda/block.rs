@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::arena::Arena;
+use super::arena::{Arena, Mark};
 use super::attention::{self, Documents};
 use super::context::Context;
 use super::group::Group;
@@ -55,6 +55,8 @@ pub enum Level {
 pub(crate) struct Pass<'a> {
     pub context: &'a Context,
     pub documents: &'a Documents,
+    /// Pieces of whole documents that blocks which keep only their input take one after another.
+    pub pieces: &'a [Piece],
     pub positions: View<i32>,
     /// Cosines and sines, `[positions, 2, dim / 2]`.
     pub table: View<f32>,
@@ -62,6 +64,26 @@ pub(crate) struct Pass<'a> {
     pub mlp_rows: usize,
     /// Whether the gradients are to be replaced and not added to.
     pub first: bool,
+}
+
+/// Some of the documents of a batch.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub first: usize,
+    pub rows: usize,
+    pub documents: Documents,
+}
+
+impl<'a> Pass<'a> {
+    /// The pass over one piece.
+    fn of(&self, piece: &'a Piece, first: bool) -> Self {
+        Self {
+            documents: &piece.documents,
+            positions: self.positions.slice_cols(piece.first, piece.rows),
+            first: self.first && first,
+            ..*self
+        }
+    }
 }
 
 /// What is kept of the attention half.
@@ -73,6 +95,7 @@ struct Attended {
     out: View<bf16>,
     lse: View<f32>,
     mid: View<bf16>,
+    before_mid: Mark,
 }
 
 /// What a block's forward pass keeps.
@@ -136,17 +159,45 @@ impl Block {
         out: View<bf16>,
         level: Option<Level>,
     ) -> Result<Kept> {
+        if level >= Some(Level::Products) || pass.pieces.len() < 2 {
+            return self.forward_whole(pass, arena, x, out, level, None);
+        }
+        let low = self.make_low(arena, x.rows(), level)?;
+        for piece in pass.pieces {
+            let (x, out) = (x.slice_rows(piece.first, piece.rows), out.slice_rows(piece.first, piece.rows));
+            let low = low.map(|low| low.slice_rows(piece.first, piece.rows));
+            self.forward_whole(&pass.of(piece, true), arena, x, out, level, low)?;
+        }
+        Ok(Kept { x, low_down: low, attended: None, normed: None, gate_up: None })
+    }
+
+    fn make_low(&self, arena: &mut Arena, rows: usize, level: Option<Level>) -> Result<Option<View<bf16>>> {
+        match level {
+            Some(_) if self.down.rank > 0 => Ok(Some(arena.low(rows, self.down.rank, 0)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn forward_whole(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        x: View<bf16>,
+        out: View<bf16>,
+        level: Option<Level>,
+        low: Option<View<bf16>>,
+    ) -> Result<Kept> {
         let mark = arena.mark();
         let keeps = level >= Some(Level::Products);
-        let low_down = match level {
-            Some(_) if self.down.rank > 0 => Some(arena.low(x.rows(), self.down.rank, 0)?),
-            _ => None,
+        let low_down = match low {
+            Some(low) => Some(low),
+            None => self.make_low(arena, x.rows(), level)?,
         };
         let all = level == Some(Level::All);
         let gate_up = keeps.then(|| arena.low(x.rows(), self.gate_up.outputs, self.gate_up.rank)).transpose()?;
         let mid = arena.take_view(keeps, x.rows(), x.cols(), 0)?;
         let rest = arena.mark();
-        let attended = self.attend(pass, arena, x, mid, [keeps, all])?;
+        let attended = self.attend(pass, arena, x, Some(mid), [keeps, all])?;
         arena.release_high(rest);
         let kept_normed = all.then(|| arena.low(x.rows(), x.cols(), self.gate_up.rank)).transpose()?;
         let after = arena.mark();
@@ -181,18 +232,18 @@ impl Block {
         Ok(Kept { x, low_down, attended: keeps.then_some(attended), normed: kept_normed, gate_up })
     }
 
-    /// The attention half; `[products, all]` say what goes to the arena's low end.
+    /// The attention half; `[products, all]` say what goes to the arena's low end. Without `mid` it is made behind all
+    /// else, so that it can be given back first.
     fn attend(
         &self,
         pass: &Pass<'_>,
         arena: &mut Arena,
         x: View<bf16>,
-        mid: View<bf16>,
+        mid: Option<View<bf16>>,
         [products, all]: [bool; 2],
     ) -> Result<Attended> {
         let context = pass.context;
         let (tokens, shape) = (x.rows(), &self.attention);
-        // What outlives this function comes first, so that the rest can be given back.
         let qkv = arena.take_view(products, tokens, self.qkv.outputs, 0)?;
         let out = arena.take_view::<bf16>(products, tokens, shape.heads * shape.dim, self.o.rank)?;
         let lse = arena.take_view::<f32>(products, shape.heads, tokens, 0)?;
@@ -201,8 +252,13 @@ impl Block {
             true => qkv,
             false => arena.take_view(all, tokens, self.qkv.outputs, 0)?,
         };
-        let normed = self.normed(pass, arena, all, x, self.input_norm, self.qkv.rank)?;
+        let before_mid = arena.mark();
+        let mid = match mid {
+            Some(mid) => mid,
+            None => arena.high(tokens, x.cols(), 0)?,
+        };
         let inner = arena.mark();
+        let normed = self.normed(pass, arena, all, x, self.input_norm, self.qkv.rank)?;
         let weight = self.qkv.weights(context, arena)?;
         self.qkv.lower(context, weight, normed)?;
         self.qkv.forward(context, weight, normed, qkv, None)?;
@@ -214,14 +270,14 @@ impl Block {
         self.o.lower(context, weight, out)?;
         self.o.forward(context, weight, out, mid, Some(x))?;
         arena.release_high(inner);
-        let keep = all || !products;
         Ok(Attended {
-            normed: keep.then_some(normed),
+            normed: all.then_some(normed),
             qkv,
-            rotated: (keep || in_place).then_some(rotated),
+            rotated: (all || !products || in_place).then_some(rotated),
             out,
             lse,
             mid,
+            before_mid,
         })
     }
 
@@ -236,19 +292,48 @@ impl Block {
         kept: &Kept,
         need_dx: bool,
     ) -> Result<bool> {
+        if kept.attended.is_some() || pass.pieces.len() < 2 {
+            return self.backward_whole(pass, arena, trainables, d, kept, need_dx);
+        }
+        let mut done = false;
+        for (i, piece) in pass.pieces.iter().enumerate() {
+            let rows = |view: View<bf16>| view.slice_rows(piece.first, piece.rows);
+            let part = Kept {
+                x: rows(kept.x),
+                low_down: kept.low_down.map(rows),
+                attended: None,
+                normed: None,
+                gate_up: None,
+            };
+            done = self.backward_whole(&pass.of(piece, i == 0), arena, trainables, rows(d), &part, need_dx)?;
+        }
+        Ok(done)
+    }
+
+    fn backward_whole(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        trainables: &[Trainable],
+        d: View<bf16>,
+        kept: &Kept,
+        need_dx: bool,
+    ) -> Result<bool> {
         let mark = arena.mark();
         let before_attention = [Some(self.input_norm), self.q_norm, self.k_norm].into_iter().flatten();
         let need_qkv = need_dx || before_attention.into_iter().any(|s| s.trained.is_some()) || self.qkv.trains();
         let need_mid = need_qkv || self.o.trains();
         let attended = match kept.attended {
             Some(attended) => attended,
-            None => {
-                let mid = arena.high(d.rows(), self.hidden, 0)?;
-                self.attend(pass, arena, kept.x, mid, [false, false])?
-            }
+            None => self.attend(pass, arena, kept.x, None, [false, false])?,
         };
-        let done = self.backward_feed_forward(pass, arena, trainables, d, &attended, kept, need_mid)?
-            && self.backward_attention(pass, arena, trainables, d, attended, kept.x, need_qkv, need_dx)?;
+        let mut done = self.backward_feed_forward(pass, arena, trainables, d, &attended, kept, need_mid)?;
+        if kept.attended.is_none() {
+            arena.release_high(attended.before_mid);
+        }
+        if done {
+            done = self.backward_attention(pass, arena, trainables, d, attended, kept.x, need_qkv, need_dx)?;
+        }
         arena.release_high(mark);
         Ok(done)
     }

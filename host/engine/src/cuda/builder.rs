@@ -98,7 +98,7 @@ impl Builder {
             rope: None,
             arena: Arena::counting(),
             optimizer: Optimizer::default(),
-            plans: BTreeMap::new(),
+            plan: None,
             offload: Offload::default(),
             budget: None,
             fresh: true,

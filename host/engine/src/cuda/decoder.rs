@@ -1,8 +1,6 @@
 //! The model on the card: a training pass, losses, logits. In: batches on the host. Out: sums of losses, logits, and
 //! gradients that stay on the card.
 
-use std::collections::BTreeMap;
-
 use half::bf16;
 
 use super::arena::Arena;
@@ -26,6 +24,15 @@ pub(crate) struct Table {
     pub trained: Option<usize>,
 }
 
+/// The plan of the last batch.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    plan: StepPlan,
+    starts: Vec<u32>,
+    targets: usize,
+    bytes: usize,
+}
+
 /// The model.
 #[derive(Debug)]
 pub struct Decoder {
@@ -41,7 +48,7 @@ pub struct Decoder {
     pub(crate) rope: Option<(Buffer, usize)>,
     pub(crate) arena: Arena,
     pub(crate) optimizer: Optimizer,
-    pub(crate) plans: BTreeMap<(usize, usize, usize), (StepPlan, usize)>,
+    pub(crate) plan: Option<Planned>,
     pub(crate) offload: Offload,
     pub(crate) budget: Option<usize>,
     /// Nothing was added to the gradients since they were cleared.
@@ -77,7 +84,7 @@ impl Decoder {
     /// Caps the bytes that the engine takes on the card, all together.
     pub fn set_budget(&mut self, bytes: Option<usize>) {
         self.budget = bytes;
-        self.plans.clear();
+        self.plan = None;
     }
 
     /// Sets all gradients to zero.
@@ -147,17 +154,24 @@ impl Decoder {
         trainable.rows == 1 || table
     }
 
-    /// The plan for batches of this size.
+    /// The plan for this batch, and the bytes it takes: the last one's as long as its memory suffices.
     fn plan(&mut self, batch: &Batch) -> Result<(StepPlan, usize)> {
-        let longest = batch.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-        let key = (batch.tokens(), batch.target_count(), longest as usize);
-        if let Some(plan) = self.plans.get(&key) {
-            return Ok(plan.clone());
+        let targets = batch.target_count();
+        if let Some(last) = &self.plan {
+            if last.starts == batch.starts && last.targets == targets {
+                return Ok((last.plan.clone(), last.bytes));
+            }
+            // More rows than it was made for may not fit; fewer would leave memory unused.
+            let (old, new) = (last.starts.last().copied().unwrap_or(0), batch.tokens() as u32);
+            let bytes = self.needed(batch, &last.plan)?;
+            if new <= old && new >= old - old / 4 && bytes <= self.arena.size() {
+                return Ok((last.plan.clone(), bytes));
+            }
         }
         let plan = self.choose_plan(batch)?;
-        let needed = self.needed(batch, &plan)?;
-        self.plans.insert(key, (plan.clone(), needed));
-        Ok((plan, needed))
+        let bytes = self.needed(batch, &plan)?;
+        self.plan = Some(Planned { plan: plan.clone(), starts: batch.starts.clone(), targets, bytes });
+        Ok((plan, bytes))
     }
 
     pub(crate) fn make_room(&mut self, needed: usize) -> Result<()> {
@@ -200,7 +214,7 @@ impl Decoder {
             let (free, all) = self.context.memory()?;
             let held = self.arena.size();
             // The driver and cuBLASLt take more when their kernels are first loaded.
-            let margin = if self.loaded() { 32 << 20 } else { 256 << 20 };
+            let margin = if self.loaded() { 32 << 20 } else { 128 << 20 };
             (available, total) = ((free + held).saturating_sub(margin), all);
             if let Some(budget) = self.budget {
                 let used = all - free - held;

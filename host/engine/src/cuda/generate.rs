@@ -99,6 +99,7 @@ impl Decoder {
             let pass = Pass {
                 context: &this.context,
                 documents: &documents,
+                pieces: &[],
                 positions: position_view,
                 table: this.rope_view(),
                 mlp_rows: count,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::arena::Arena;
 use super::attention::Documents;
+use super::block::Piece;
 use super::decoder::Decoder;
 use super::memory::{Buffer, View};
 use crate::batch::{Batch, IGNORE};
@@ -20,10 +21,12 @@ pub(crate) struct Inputs {
     pub documents: Documents,
     /// Distinct ids, where each one's places start, and the places.
     pub places: Option<[View<i32>; 3]>,
+    /// The documents in pieces.
+    pub pieces: Vec<Piece>,
 }
 
 impl Decoder {
-    pub(crate) fn upload(&self, arena: &mut Arena, batch: &Batch, grad_scale: f32) -> Result<Inputs> {
+    pub(crate) fn upload(&self, arena: &mut Arena, batch: &Batch, grad_scale: f32, pieces: usize) -> Result<Inputs> {
         let rows: Vec<i32> = (0..batch.tokens()).filter(|&i| batch.targets[i] != IGNORE).map(|i| i as i32).collect();
         let targets: Vec<i32> = rows.iter().map(|&row| batch.targets[row as usize] as i32).collect();
         let signed = |values: &[u32]| values.iter().map(|&x| x as i32).collect::<Vec<_>>();
@@ -35,6 +38,9 @@ impl Decoder {
             Documents::words(&batch.starts),
             vec![grad_scale.to_bits() as i32],
         ];
+        let parts_of = pieces_of(&batch.starts, pieces);
+        lists.extend(parts_of.iter().map(|starts| Documents::words(&relative(starts))));
+        let fixed = lists.len();
         if self.embedding.trained.is_some() {
             let mut places = BTreeMap::<u32, Vec<i32>>::new();
             for (place, &id) in batch.ids.iter().enumerate() {
@@ -55,7 +61,7 @@ impl Decoder {
             all.extend_from_slice(list);
             // Lists whose length depends on the ids take as much room as they ever do, so that a batch's size alone
             // decides what its step takes.
-            let room = if parts.len() > 6 { batch.tokens() + 1 } else { list.len() };
+            let room = if parts.len() > fixed { batch.tokens() + 1 } else { list.len() };
             all.resize((all.len() - list.len() + room).next_multiple_of(4), 0);
         }
         let whole = arena.low::<i32>(1, all.len(), 0)?;
@@ -69,7 +75,16 @@ impl Decoder {
             targets: part(3),
             documents: Documents::new(part(4), batch.starts.clone()),
             scale: View::at(scale.ptr(), 1, 1, 1),
-            places: (lists.len() > 6).then(|| [part(6), part(7), part(8)]),
+            places: (lists.len() > fixed).then(|| [part(fixed), part(fixed + 1), part(fixed + 2)]),
+            pieces: parts_of
+                .iter()
+                .enumerate()
+                .map(|(i, starts)| Piece {
+                    first: starts.first().map_or(0, |&start| start as usize),
+                    rows: relative(starts).last().map_or(0, |&end| end as usize),
+                    documents: Documents::new(part(6 + i), relative(starts)),
+                })
+                .collect(),
         })
     }
 
@@ -96,5 +111,42 @@ impl Decoder {
     pub(crate) fn rope_view(&self) -> View<f32> {
         let dim = self.shape.dim;
         self.rope.as_ref().map_or(View::at(0, 0, dim, dim), |(buffer, count)| buffer.view(*count, dim))
+    }
+}
+
+/// The starts of documents, in about `pieces` groups of whole documents; each ends with where the next begins. Of one
+/// group nothing is given.
+fn pieces_of(starts: &[u32], pieces: usize) -> Vec<Vec<u32>> {
+    let tokens = starts.last().copied().unwrap_or(0) as usize;
+    if pieces < 2 || starts.len() < 3 {
+        return Vec::new();
+    }
+    let most = tokens.div_ceil(pieces) as u32;
+    let mut groups: Vec<Vec<u32>> = Vec::new();
+    for pair in starts.windows(2) {
+        match groups.last_mut() {
+            Some(group) if pair[1] - group[0] <= most => group.push(pair[1]),
+            _ => groups.push(pair.to_vec()),
+        }
+    }
+    if groups.len() < 2 { Vec::new() } else { groups }
+}
+
+fn relative(starts: &[u32]) -> Vec<u32> {
+    let first = starts.first().copied().unwrap_or(0);
+    starts.iter().map(|start| start - first).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_hold_whole_documents() {
+        assert_eq!(pieces_of(&[0, 4, 8, 12, 16], 2), [vec![0, 4, 8], vec![8, 12, 16]]);
+        assert_eq!(pieces_of(&[0, 10, 11, 16], 2), [vec![0, 10], vec![10, 11, 16]]);
+        assert!(pieces_of(&[0, 16], 4).is_empty());
+        assert!(pieces_of(&[0, 4, 8], 1).is_empty());
+        assert_eq!(relative(&[8, 12, 16]), [0, 4, 8]);
     }
 }

@@ -102,6 +102,7 @@ impl Decoder {
         let pass = Pass {
             context: &self.context,
             documents: &inputs.documents,
+            pieces: &[],
             positions: inputs.positions,
             table: self.rope_view(),
             mlp_rows: 4096,
@@ -126,7 +127,7 @@ impl Decoder {
         self.ensure_rope(&batch.positions)?;
         let plan = StepPlan::new(0, 0, 0, 4096, 1024);
         let losses = self.within(|this, arena| {
-            let inputs = this.upload(arena, batch, 0.0)?;
+            let inputs = this.upload(arena, batch, 0.0, 1)?;
             let losses = arena.low::<f32>(1, inputs.rows.cols(), 0)?;
             let x = this.last_hidden(arena, &inputs, batch.tokens())?;
             this.loss_only(arena, &plan, &inputs, x, losses)?;
@@ -177,7 +178,7 @@ impl Decoder {
         self.ensure_rope(&batch.positions)?;
         let list: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let logits = self.within(|this, arena| {
-            let inputs = this.upload(arena, batch, 0.0)?;
+            let inputs = this.upload(arena, batch, 0.0, 1)?;
             let index = arena.low::<i32>(1, list.len(), 0)?;
             this.context.upload(index, &list)?;
             let x = this.last_hidden(arena, &inputs, batch.tokens())?;

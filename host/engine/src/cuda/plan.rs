@@ -15,6 +15,8 @@ pub struct StepPlan {
     pub mlp_rows: usize,
     /// Rows of the logits at once.
     pub loss_rows: usize,
+    /// Pieces of whole documents that blocks which keep only their input take one after another.
+    pub pieces: usize,
     /// Whether the inputs of blocks that keep nothing else wait in the host's memory.
     pub offload: bool,
 }
@@ -27,7 +29,7 @@ impl StepPlan {
             from_end if from_end <= products => Level::Products,
             _ => Level::Input,
         };
-        Self { levels: (0..blocks).map(level).collect(), mlp_rows, loss_rows, offload: false }
+        Self { levels: (0..blocks).map(level).collect(), mlp_rows, loss_rows, pieces: 1, offload: false }
     }
 
     /// How many blocks keep `level`.
@@ -51,21 +53,24 @@ pub fn search(
     let mut best: Option<(usize, usize, StepPlan)> = None;
     let mut leanest = usize::MAX;
     // Pieces of 2048 rows lose nothing that could be measured; smaller ones are for tight memory only.
-    let pieces = [
-        (tokens, 4096),
-        (tokens, 2048),
-        (tokens.div_ceil(2), 1024),
-        (4096, 1024),
-        (2048, 1024),
-        (2048, 512),
-        (1024, 256),
-        (512, 128),
+    let sizes = [
+        (tokens, 4096, 1),
+        (tokens, 2048, 1),
+        (tokens.div_ceil(2), 1024, 1),
+        (tokens.div_ceil(2), 1024, 2),
+        (4096, 1024, 1),
+        (4096, 1024, 4),
+        (2048, 512, 1),
+        (2048, 512, 4),
+        (1024, 256, 8),
+        (512, 128, 64),
     ];
     for offload in [false, true] {
-        for (mlp_rows, loss_rows) in pieces {
+        for (mlp_rows, loss_rows, pieces) in sizes {
             let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
             let make = |products: usize, all: usize| StepPlan {
                 offload,
+                pieces,
                 ..StepPlan::new(blocks, products, all, mlp_rows, loss_rows)
             };
             let mut most = |make: &dyn Fn(usize) -> StepPlan, limit: usize| -> Result<Option<usize>> {

@@ -23,12 +23,13 @@ impl Decoder {
         grad_scale: f32,
         first: bool,
     ) -> Result<View<f32>> {
-        let inputs = self.upload(arena, batch, grad_scale)?;
+        let inputs = self.upload(arena, batch, grad_scale, plan.pieces)?;
         let losses = arena.low::<f32>(1, inputs.rows.cols(), 0)?;
         let (context, hidden, tokens) = (&self.context, self.shape.hidden, batch.tokens());
         let pass = Pass {
             context,
             documents: &inputs.documents,
+            pieces: &inputs.pieces,
             positions: inputs.positions,
             table: self.rope_view(),
             mlp_rows: plan.mlp_rows,
