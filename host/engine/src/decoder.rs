@@ -198,7 +198,7 @@ impl Decoder {
         let rows = target_rows(batch);
         let x = self.last_hidden(batch);
         let mut losses = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(self.rows_at_once()) {
+        for rows in rows.chunks(rows_at_once(self.vocab())) {
             let normed = self.final_normed(&gathered(&x, rows)).0;
             let mut logits = self.project(&normed);
             let targets: Vec<u32> = rows.iter().map(|&row| batch.targets[row]).collect();
@@ -302,10 +302,6 @@ impl Decoder {
         logits
     }
 
-    fn rows_at_once(&self) -> usize {
-        (LOGITS_LEN / self.vocab()).max(32)
-    }
-
     /// The loss over `rows` of `x`, the last block's output; the head's and the final norm's gradients are added, and
     /// the gradient of `x` is given if it is needed.
     fn loss_and_gradient(
@@ -318,7 +314,7 @@ impl Decoder {
     ) -> Result<(LossSum, Option<Mat>)> {
         let (tokens, hidden, vocab) = (x.rows(), x.cols(), self.vocab());
         let need_d_normed = need_dx || self.norm.trains();
-        let at_once = self.rows_at_once();
+        let at_once = rows_at_once(self.vocab());
         let mut d_x = need_dx.then(|| Mat::zeros(&self.pool, tokens, hidden));
         let mut loss = LossSum::default();
         for rows in rows.chunks(at_once) {
@@ -357,6 +353,11 @@ impl Decoder {
         }
         Ok((loss, d_x))
     }
+}
+
+/// Rows of logits held at once.
+pub(crate) fn rows_at_once(vocab: usize) -> usize {
+    (LOGITS_LEN / vocab.max(1)).max(32)
 }
 
 /// The positions that have a target.

@@ -16,6 +16,7 @@ pub mod cuda;
 pub mod decoder;
 pub mod linear;
 pub mod mat;
+pub mod memory;
 pub mod ops;
 pub mod optim;
 pub mod param;

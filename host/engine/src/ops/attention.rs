@@ -230,6 +230,12 @@ pub fn backward([dq, dk, dv]: [&mut [f32]; 3], d_out: &[f32], kept: Kept<'_>, sp
     });
 }
 
+/// Elements that one thread holds in the backward pass over a document of `tokens`: the gathered rows of q, k, v, the
+/// output and its gradient, the gradients of k and v, and two tiles of scores.
+pub(crate) fn scratch_len(tokens: usize, dim: usize) -> usize {
+    tokens * (7 * dim + 2 * TILE)
+}
+
 /// One task a document and key head: no two write the same numbers, and sums are made in the same order on any number
 /// of cores.
 fn tasks(spans: &[Span], key_heads: usize) -> Vec<(Span, usize)> {

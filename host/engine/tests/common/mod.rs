@@ -1,5 +1,6 @@
 //! Small random models for the tests.
 
+#[allow(dead_code)]
 pub mod oracle;
 
 use liftplan_engine::ops::attention::Heads;

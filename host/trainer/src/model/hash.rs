@@ -42,6 +42,7 @@ pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
         hasher.update((bytes.len() as u64).to_le_bytes());
         if bytes.len() <= WHOLE {
             hasher.update(bytes);
+            weights.release(stored);
             continue;
         }
         let last = bytes.len() - STRETCH;
@@ -49,6 +50,7 @@ pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
             let start = last / (SAMPLES - 1) * sample + last % (SAMPLES - 1) * sample / (SAMPLES - 1);
             hasher.update(&bytes[start..start + STRETCH]);
         }
+        weights.release(stored);
     }
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

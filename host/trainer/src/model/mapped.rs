@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -43,6 +43,13 @@ impl MappedFile {
     /// The file's contents.
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Lets go of the pages of these bytes until they are read again, so that a model that was read counts once in
+    /// memory, as weights, and not a second time as its file. Where the system can't, nothing changes.
+    pub fn release(&self, start: usize, len: usize) {
+        // SAFETY: dropping pages of a read-only mapping of a file changes no byte: the next access reads them anew.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
     }
 
     /// The file's name without its directory, for messages.

@@ -77,11 +77,19 @@ impl Weights {
 
     /// A tensor's bytes as they are in the file. The ranges were checked against the file when it was opened.
     pub fn bytes(&self, stored: &Stored) -> &[u8] {
-        let file = match self {
+        &self.file(stored).bytes()[stored.range.0..stored.range.0 + stored.range.1]
+    }
+
+    /// Lets go of the pages that reading a tensor's bytes brought into memory.
+    pub fn release(&self, stored: &Stored) {
+        self.file(stored).release(stored.range.0, stored.range.1);
+    }
+
+    fn file(&self, stored: &Stored) -> &MappedFile {
+        match self {
             Weights::Safetensors(checkpoint) => &checkpoint.files[stored.file],
             Weights::Gguf(gguf) => &gguf.file,
-        };
-        &file.bytes()[stored.range.0..stored.range.0 + stored.range.1]
+        }
     }
 
     /// The bytes of a packed weight beside its codes.
@@ -113,7 +121,7 @@ impl Weights {
             Encoding::BF16 => DType::BF16,
         };
         let failed = |e: candle_core::Error| Error::model(format!("cannot read tensor `{name}`: {e}"));
-        match (stored.encoding, stored.interleaved_heads) {
+        let tensor = match (stored.encoding, stored.interleaved_heads) {
             (Encoding::Blocks(_) | Encoding::Packed | Encoding::Raw, _) => {
                 Tensor::from_vec(self.to_f32(name, stored)?, stored.shape.as_slice(), &Device::Cpu).map_err(failed)
             }
@@ -129,7 +137,9 @@ impl Weights {
                 })?;
                 Tensor::from_raw_buffer(&rows, dtype, &stored.shape, &Device::Cpu).map_err(failed)
             }
-        }
+        };
+        self.release(stored);
+        tensor
     }
 
     /// One tensor's elements as f32, in row-major order.
@@ -171,6 +181,7 @@ impl Weights {
             Ok(())
         };
         for_each_row(stored, heads, source, &mut elements, convert)?;
+        self.release(stored);
         Ok(elements)
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::memory::{Memory, States, lasting};
 use super::{AdapterSpec, Plan, Treatment};
 use crate::model::inventory::{Inventory, Kind};
 use crate::report::text::{grouped, memory};
@@ -23,28 +24,8 @@ pub struct Summary {
     pub trainable_parameters: u64,
     /// `trainable_parameters` as a percentage of `base_parameters`.
     pub trainable_percent: f64,
-    /// Memory that lasts through training; activations come on top.
-    pub memory: StateMemory,
-}
-
-/// Bytes that last through training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct StateMemory {
-    /// The base model's weights, each in its storage.
-    pub weights_bytes: u64,
-    /// Adapters, in f32.
-    pub adapters_bytes: u64,
-    /// Gradients of what trains, in f32.
-    pub gradients_bytes: u64,
-    /// AdamW's two moments of what trains, in f32.
-    pub moments_bytes: u64,
-}
-
-impl StateMemory {
-    /// All of it, in bytes.
-    pub fn total(&self) -> u64 {
-        self.weights_bytes + self.adapters_bytes + self.gradients_bytes + self.moments_bytes
-    }
+    /// Memory that lasts through training, with AdamW's moments in f32; what a pass and the program hold comes on top.
+    pub memory: Memory,
 }
 
 /// The tensors of one role.
@@ -81,7 +62,7 @@ impl Plan {
     /// Counts what the plan does to the tensors of `inventory`, for which it was made.
     pub fn summary(&self, inventory: &Inventory) -> Summary {
         let mut roles: Vec<RoleRow> = Vec::new();
-        let (mut base, mut trainable, mut adapters, mut weights_bytes) = (0, 0, 0, 0);
+        let (mut base, mut trainable) = (0, 0);
         for (entry, info) in self.entries.iter().zip(&inventory.tensors) {
             let role = if info.kind == Kind::Bias { format!("{}.bias", info.role) } else { info.role.clone() };
             let place = roles.iter().position(|row| row.role == role).unwrap_or_else(|| {
@@ -99,7 +80,6 @@ impl Plan {
             let row = &mut roles[place];
             row.tensors += 1;
             base += info.len() as u64;
-            weights_bytes += entry.storage.bytes(&info.shape);
             let trains = match &entry.treatment {
                 Treatment::Frozen => {
                     row.frozen += 1;
@@ -114,7 +94,6 @@ impl Plan {
                     if let Err(place) = row.ranks.binary_search(&adapter.rank) {
                         row.ranks.insert(place, adapter.rank);
                     }
-                    adapters += adapter.parameters(&info.shape);
                     adapter.parameters(&info.shape)
                 }
             };
@@ -128,12 +107,7 @@ impl Plan {
             base_parameters: base,
             trainable_parameters: trainable,
             trainable_percent: 100.0 * trainable as f64 / base.max(1) as f64,
-            memory: StateMemory {
-                weights_bytes,
-                adapters_bytes: 4 * adapters,
-                gradients_bytes: 4 * trainable,
-                moments_bytes: 8 * trainable,
-            },
+            memory: lasting(self, inventory, States::ADAMW),
         }
     }
 }
@@ -172,7 +146,7 @@ impl fmt::Display for Summary {
             memory(self.memory.weights_bytes),
             memory(self.memory.adapters_bytes),
             memory(self.memory.gradients_bytes),
-            memory(self.memory.moments_bytes)
+            memory(self.memory.optimizer_bytes)
         )
     }
 }

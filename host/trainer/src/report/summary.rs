@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::EvalRecord;
+use crate::plan::memory::Memory;
 use crate::files::{output_error, write_atomically};
 use crate::{Error, Result};
 
@@ -56,6 +57,9 @@ pub struct Trained {
 pub struct PeakMemory {
     /// As computed from plan and shapes before training.
     pub predicted_bytes: Option<u64>,
+    /// The same by kind.
+    #[serde(default)]
+    pub predicted: Option<Memory>,
     /// As the system counted it.
     pub measured_bytes: Option<u64>,
 }

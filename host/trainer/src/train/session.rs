@@ -14,6 +14,7 @@ use crate::config::{Config, Length};
 use crate::data::{self, Dataset, Dealing, Sampler, SamplerOptions};
 use crate::eval;
 use crate::plan::Treatment;
+use crate::plan::memory::{self, Memory, Work};
 use crate::report::{
     Ending, EvalRecord, Event, Fanout, LossAt, Observer, PeakMemory, RunLog, StepRecord, Summary, Trained, process,
 };
@@ -29,6 +30,7 @@ pub(super) struct Session<'a> {
     sampler: Sampler,
     schedule: Schedule,
     total_steps: u64,
+    predicted: Memory,
     state: State,
     log: RunLog,
     first_step_s: Option<f64>,
@@ -51,6 +53,7 @@ impl<'a> Session<'a> {
         directory: Claimed,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
+        let process_bytes = process::resident_bytes().unwrap_or(0);
         let started = Instant::now();
         observer.on(&Event::Phase("loading the weights"));
         let decoder = build(&prepared.base, &prepared.plan, config.seed, observer)?;
@@ -92,6 +95,14 @@ impl<'a> Session<'a> {
             Length::Epochs(_) => sampler.total_steps().unwrap_or(0),
         };
         let schedule = Schedule::new(&config.schedule, total_steps);
+        let predicted = memory::predict(
+            &prepared.plan,
+            &prepared.base.inventory,
+            &prepared.base.spec,
+            memory::States::of(config),
+            largest_pass(config, &prepared.train, &sampler, total_steps),
+            process_bytes,
+        );
         Ok(Self {
             config,
             options,
@@ -101,6 +112,7 @@ impl<'a> Session<'a> {
             sampler,
             schedule,
             total_steps,
+            predicted,
             state,
             log,
             first_step_s: None,
@@ -293,7 +305,11 @@ impl<'a> Session<'a> {
             best_eval_loss: state.best_eval_loss,
             eval_before: state.eval_before.clone(),
             eval_after: self.eval_after.clone(),
-            peak_memory: PeakMemory { predicted_bytes: None, measured_bytes: process::peak_bytes() },
+            peak_memory: PeakMemory {
+                predicted_bytes: Some(self.predicted.total()),
+                predicted: Some(self.predicted),
+                measured_bytes: process::peak_bytes(),
+            },
             seconds,
             first_step_s: self.first_step_s,
             versions: crate::report::summary::versions(),
@@ -311,4 +327,25 @@ fn dealing(config: &Config) -> Dealing {
         micro_batch_tokens: config.train.micro_batch_tokens,
         micro_batch_examples: config.train.micro_batch_examples,
     }
+}
+
+/// The largest pass of the run: the steps are dealt once more, which costs next to nothing. Of a run of very many steps
+/// the first ones tell.
+fn largest_pass(config: &Config, data: &Dataset, sampler: &Sampler, total_steps: u64) -> Work {
+    const MOST_STEPS: u64 = 10_000;
+    let mut work = Work { tokens: 0, targets: 0, longest: 0, recompute: config.train.recompute };
+    let mut sampler = sampler.clone();
+    for _ in 0..total_steps.min(MOST_STEPS) {
+        let Some(step) = sampler.next_step() else { break };
+        for micro in &step.micro_batches {
+            let examples = || micro.iter().map(|&i| &data.examples[i]);
+            let tokens: usize = examples().map(|example| example.ids.len()).sum();
+            if tokens > work.tokens {
+                work.tokens = tokens;
+                work.targets = examples().map(|example| example.is_target.iter().filter(|&&t| t).count()).sum();
+                work.longest = examples().map(|example| example.ids.len()).max().unwrap_or(0);
+            }
+        }
+    }
+    work
 }
