@@ -15,6 +15,7 @@ mod output;
 mod progress;
 
 fn main() -> ExitCode {
+    liftplan::report::process::give_back_large_buffers();
     let args = args::Args::parse();
     let output = output::Output::new(args.json);
     match commands::run(args, &output) {

@@ -1,4 +1,4 @@
-//! What the system says about this process: its memory and its age. Linux tells through `/proc`; elsewhere the
+//! This process's memory and age, as the system tells them. Linux tells through `/proc`; elsewhere the
 //! answer is `None`.
 
 /// Memory in RAM now, in bytes (`VmRSS`).
@@ -21,6 +21,18 @@ pub fn machine() -> (Option<String>, Option<u64>) {
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, name)| name);
     (name.map(|name| name.trim().to_string()), status_bytes("/proc/meminfo", "MemTotal:"))
+}
+
+/// Has every buffer of a mebibyte or more given back to the system when it is let go.
+///
+/// glibc otherwise learns from the first large buffer that is freed to keep the next ones for itself, up to 32 MiB for
+/// each thread, so that a process would hold far more than its buffers. To be called once, at the start.
+pub fn give_back_large_buffers() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt has no precondition; it sets a number that later allocations read.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
 }
 
 /// Seconds since the process was started, to a hundredth.

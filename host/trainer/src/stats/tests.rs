@@ -324,6 +324,27 @@ fn a_scan_ranks_shows_and_goes_on_from_its_cache() {
 }
 
 #[test]
+fn weights_of_other_than_two_dimensions_are_refused_by_name() {
+    let base = open("llama");
+    let mut observer = crate::report::Silent;
+    let statistics = ModelStatistics::with_cache(&base, None, &mut observer);
+    let experts = crate::model::inventory::TensorInfo {
+        name: "model.layers.0.mlp.experts.gate_up_proj".into(),
+        role: "gate_up_proj".into(),
+        kind: crate::model::inventory::Kind::Linear,
+        block: Some(0),
+        shape: vec![4, 64, 96],
+        dtype: "f32".into(),
+    };
+    let error = statistics.singular_values(&[&experts]).unwrap_err();
+    assert_eq!(
+        error.message(),
+        "tensor `model.layers.0.mlp.experts.gate_up_proj` of shape [4, 64, 96] has no singular values: it must have two \
+         dimensions"
+    );
+}
+
+#[test]
 fn a_cache_that_cannot_be_written_is_a_warning() {
     let base = open("llama");
     let dir = tempfile::tempdir().unwrap();
