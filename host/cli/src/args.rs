@@ -37,7 +37,7 @@ pub enum Command {
     Inspect(Inspect),
     /// Rank a model's weights by statistics of their singular values, as Spectrum does.
     Scan(Scan),
-    /// Show the plan that a configuration makes, without training.
+    /// Show the plan that a configuration makes and the memory it takes, without training.
     Plan(Plan),
     /// Train by a configuration, and write a run: its plan, its measurements, its checkpoints.
     Train(Train),
@@ -98,12 +98,25 @@ pub struct Scan {
 /// `plan`.
 #[derive(Debug, ClapArgs)]
 pub struct Plan {
-    /// What to plan.
-    #[command(flatten)]
-    pub configured: Configured,
+    /// The configuration, a TOML file.
+    #[arg(required_unless_present = "shape")]
+    pub config: Option<PathBuf>,
+    /// Set one value over the configuration, as in --set train.steps=20. Can be given several times.
+    #[arg(long = "set", value_name = "PATH=VALUE", conflicts_with = "shape")]
+    pub set: Vec<String>,
     /// Also write the plan, as a run's plan.json has it, to this file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "shape")]
     pub out: Option<PathBuf>,
+    /// Instead of a plan: the memory that each method would take for a model that need not be here, such as qwen3-8b, or
+    /// that of a config.json.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "config")]
+    pub shape: Option<String>,
+    /// With --shape: the machine's memory, as in 24GiB, to see what fits.
+    #[arg(long, value_name = "SIZE", requires = "shape")]
+    pub memory: Option<String>,
+    /// With --shape: with train.recompute.
+    #[arg(long, requires = "shape")]
+    pub recompute: bool,
 }
 
 /// `train`.

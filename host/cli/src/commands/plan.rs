@@ -1,28 +1,67 @@
-//! `liftplan plan CONFIG`: the plan that a configuration makes, without training.
+//! `liftplan plan CONFIG`: the plan that a configuration makes, without training; or, with `--shape`, what each method
+//! would take for a model that need not be here.
 
+use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
+use liftplan::config::{Config, bytes};
+use liftplan::model::shapes;
+use liftplan::plan::memory::{self, States, Work};
+use liftplan::plan::{self, fit};
+use liftplan::report::process;
+use liftplan::report::text::memory as amount;
 use liftplan::stats::ModelStatistics;
-use liftplan::{model, plan, policy};
+use liftplan::{Error, model, policy};
 
-use super::configuration;
+use super::here;
 use crate::args::Plan;
 use crate::output::Output;
 use crate::progress::Progress;
 
 /// Makes the plan and shows it: counted for people, whole as JSON.
 pub fn run(args: &Plan, output: &Output) -> Result<()> {
-    let config = configuration(&args.configured)?;
+    if let Some(shape) = &args.shape {
+        return methods(args, shape, output);
+    }
+    // The parser asks for one of the two.
+    let path = args.config.as_deref().ok_or_else(|| Error::config("neither a configuration nor a shape is named"))?;
+    let config = Config::load(path, &args.set)?;
     policy::check(&config)?;
     let mut progress = Progress::new();
     let model = model::open(&config.model, Path::new(""), &mut progress)?;
+    // What the program holds before it loads a model; the data come on top.
+    let process_bytes = process::resident_bytes().unwrap_or(0);
     let plan = policy::plan(&config, &model.inventory, &ModelStatistics::new(&model, &mut progress))?;
     drop(progress);
     if let Some(path) = &args.out {
         plan::file::write(&plan, path)?;
     }
-    let text =
-        if output.is_json() { plan::file::to_text(&plan)? } else { format!("{}\n", plan.summary(&model.inventory)) };
+    if output.is_json() {
+        return Ok(output.text(plan::file::to_text(&plan)?)?);
+    }
+    let tokens = config.train.micro_batch_tokens;
+    let longest = config.data.max_length.unwrap_or(tokens).min(tokens);
+    let work = Work { tokens, targets: tokens, longest, recompute: config.train.recompute };
+    let predicted =
+        memory::predict(&plan, &model.inventory, &model.spec, States::of(&config), work, process_bytes);
+    let mut text = format!("{}\n", plan.summary(&model.inventory));
+    // Writing to a string can't fail.
+    let _ = writeln!(
+        text,
+        "peak while training: at most {} with {tokens} tokens at once (activations {}, the program and its tokenizer {}; \
+         data not counted)",
+        amount(predicted.total()),
+        amount(predicted.activations_bytes),
+        amount(predicted.process_bytes)
+    );
     Ok(output.text(text)?)
+}
+
+fn methods(args: &Plan, shape: &str, output: &Output) -> Result<()> {
+    let shape = shapes::find(shape, &here()?)?;
+    let available_bytes = args.memory.as_deref().map(bytes::parse).transpose()?;
+    let process_bytes = process::resident_bytes().unwrap_or(0);
+    let found = fit::fit(&shape, fit::Question { available_bytes, process_bytes, recompute: args.recompute })?;
+    Ok(output.result(&found, &found)?)
 }

@@ -18,6 +18,7 @@ pub mod inventory;
 mod mapped;
 mod reference;
 mod safetensors;
+pub mod shapes;
 pub mod spec;
 mod summary;
 mod tokenizer;

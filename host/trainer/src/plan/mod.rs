@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod canonical;
 pub mod file;
+pub mod fit;
 pub mod memory;
 pub mod summary;
 mod builder;
