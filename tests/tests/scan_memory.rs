@@ -53,7 +53,8 @@ fn write_model(at: &Path) {
 
     let mut shapes = vec![("model.embed_tokens.weight".to_string(), vec![vocab, HIDDEN])];
     for block in 0..BLOCKS {
-        let mut add = |part: &str, shape: Vec<usize>| shapes.push((format!("model.layers.{block}.{part}.weight"), shape));
+        let mut add =
+            |part: &str, shape: Vec<usize>| shapes.push((format!("model.layers.{block}.{part}.weight"), shape));
         for role in ["q_proj", "k_proj", "v_proj", "o_proj"] {
             add(&format!("self_attn.{role}"), vec![HIDDEN, HIDDEN]);
         }

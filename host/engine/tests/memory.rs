@@ -49,7 +49,16 @@ fn parts(decoder: &Decoder) -> ModelPart {
 
 /// Buffers far from each other in size, so that none is handed out in place of another.
 fn shape() -> Shape {
-    Shape { vocab: 1501, hidden: 48, intermediate: 136, blocks: 4, heads: 4, kv_heads: 2, head_dim: 16, ..Shape::default() }
+    Shape {
+        vocab: 1501,
+        hidden: 48,
+        intermediate: 136,
+        blocks: 4,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        ..Shape::default()
+    }
 }
 
 #[test]

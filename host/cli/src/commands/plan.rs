@@ -41,10 +41,9 @@ pub fn run(args: &Plan, output: &Output) -> Result<()> {
         return Ok(output.text(plan::file::to_text(&plan)?)?);
     }
     let tokens = config.train.micro_batch_tokens;
-    let longest = config.data.max_length.unwrap_or(tokens).min(tokens);
+    let longest = config.data.max_length.min(tokens);
     let work = Work { tokens, targets: tokens, longest, recompute: config.train.recompute };
-    let predicted =
-        memory::predict(&plan, &model.inventory, &model.spec, States::of(&config), work, process_bytes);
+    let predicted = memory::predict(&plan, &model.inventory, &model.spec, States::of(&config), work, process_bytes);
     let mut text = format!("{}\n", plan.summary(&model.inventory));
     // Writing to a string can't fail.
     let _ = writeln!(

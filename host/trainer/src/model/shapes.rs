@@ -94,8 +94,9 @@ pub fn find(name: &str, here: &Path) -> Result<Shape> {
         });
     }
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(ErrorKind::Config, "read", &path, &e))?;
-    let config = serde_json::from_str(&text)
-        .map_err(|e| Error::config(format!("{} is not JSON: {e}", path.display())).help("give a model's config.json"))?;
+    let config = serde_json::from_str(&text).map_err(|e| {
+        Error::config(format!("{} is not JSON: {e}", path.display())).help("give a model's config.json")
+    })?;
     shape(&path.display().to_string(), &config)
 }
 

@@ -161,7 +161,12 @@ fn plan(inventory: &Inventory, frozen: Storage, treatment: impl Fn(&TensorInfo) 
 
 impl fmt::Display for Fit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {} parameters; peak memory by tokens computed at once\n", self.model, grouped(self.parameters))?;
+        writeln!(
+            f,
+            "{}: {} parameters; peak memory by tokens computed at once\n",
+            self.model,
+            grouped(self.parameters)
+        )?;
         write!(f, "{:12}  {:>15}", "method", "trainable")?;
         for length in &self.lengths {
             write!(f, "  {:>9}", grouped(*length as u64))?;

@@ -153,12 +153,7 @@ fn empty_block(spec: &ModelSpec, index: usize) -> BlockPart {
     let window = spec.windows.get(index).copied().flatten();
     let heads = Heads { queries: spec.heads, keys: spec.kv_heads, dim: spec.head_dim, window };
     BlockPart {
-        shape: BlockShape {
-            hidden: spec.hidden,
-            intermediate: spec.intermediate,
-            heads,
-            rms_eps: spec.rms_eps as f32,
-        },
+        shape: BlockShape { hidden: spec.hidden, intermediate: spec.intermediate, heads, rms_eps: spec.rms_eps as f32 },
         linears: [LinearPart::default(); 7],
         input_norm_trains: false,
         post_norm_trains: false,
@@ -177,11 +172,9 @@ fn add_to_block(block: &mut BlockPart, entry: &Entry, info: &TensorInfo, trains:
                     trains,
                     converted: entry.storage != Storage::F32,
                     adapter: match &entry.treatment {
-                        Treatment::Adapt(adapter) => Some(AdapterPart {
-                            rank: adapter.rank,
-                            dora: adapter.dora,
-                            dropout: adapter.dropout > 0.0,
-                        }),
+                        Treatment::Adapt(adapter) => {
+                            Some(AdapterPart { rank: adapter.rank, dora: adapter.dora, dropout: adapter.dropout > 0.0 })
+                        }
                         _ => None,
                     },
                     ..*linear

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::memory::{Memory, States, lasting};
 use super::{AdapterSpec, Plan, Treatment};
-use crate::model::inventory::{Inventory, Kind};
+use crate::model::inventory::{Inventory, Kind, TensorInfo};
 use crate::report::text::{grouped, memory};
 
 /// What a plan does, counted.
@@ -26,6 +26,9 @@ pub struct Summary {
     pub trainable_percent: f64,
     /// Memory that lasts through training, with AdamW's moments in f32; what a pass and the program hold comes on top.
     pub memory: Memory,
+    /// Where linear layers train whole and the embedding or the head does not: the bytes of gradients and moments that
+    /// training these too would take.
+    pub frozen_vocabulary_bytes: Option<u64>,
 }
 
 /// The tensors of one role.
@@ -108,7 +111,19 @@ impl Plan {
             trainable_parameters: trainable,
             trainable_percent: 100.0 * trainable as f64 / base.max(1) as f64,
             memory: lasting(self, inventory, States::ADAMW),
+            frozen_vocabulary_bytes: self.frozen_vocabulary_bytes(inventory),
         }
+    }
+}
+
+impl Plan {
+    fn frozen_vocabulary_bytes(&self, inventory: &Inventory) -> Option<u64> {
+        let pairs = || self.entries.iter().zip(&inventory.tensors);
+        let whole = pairs().any(|(entry, info)| info.kind == Kind::Linear && entry.treatment == Treatment::Train);
+        let of_vocabulary = |info: &TensorInfo| matches!(info.kind, Kind::Embedding | Kind::Head);
+        let frozen = pairs().filter(|(entry, info)| of_vocabulary(info) && entry.treatment == Treatment::Frozen);
+        let parameters: usize = frozen.map(|(_, info)| info.len()).sum();
+        (whole && parameters > 0).then_some((4 + States::ADAMW.bytes_each) * parameters as u64)
     }
 }
 
@@ -147,6 +162,14 @@ impl fmt::Display for Summary {
             memory(self.memory.adapters_bytes),
             memory(self.memory.gradients_bytes),
             memory(self.memory.optimizer_bytes)
-        )
+        )?;
+        match self.frozen_vocabulary_bytes {
+            Some(bytes) => write!(
+                f,
+                "\nembedding and head stay frozen: they have no ranking among equals, and training them would take {} more",
+                memory(bytes)
+            ),
+            None => Ok(()),
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::EvalRecord;
-use crate::plan::memory::Memory;
 use crate::files::{output_error, write_atomically};
+use crate::plan::memory::Memory;
 use crate::{Error, Result};
 
 /// How a run ended.

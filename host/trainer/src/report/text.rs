@@ -156,7 +156,11 @@ mod tests {
             best_eval_loss: None,
             eval_before: eval(0, 2.1034, 0.25),
             eval_after: eval(300, 0.4312, 0.96),
-            peak_memory: PeakMemory { predicted_bytes: Some(800 << 20), measured_bytes: Some(812 << 20), predicted: None },
+            peak_memory: PeakMemory {
+                predicted_bytes: Some(800 << 20),
+                measured_bytes: Some(812 << 20),
+                predicted: None,
+            },
             seconds: PhaseSeconds { train: 24.44, ..Default::default() },
             first_step_s: Some(0.5),
             versions: super::super::summary::versions(),
