@@ -6,6 +6,7 @@
 use crate::block::BlockShape;
 use crate::decoder::{Keep, rows_at_once};
 use crate::ops::attention;
+use crate::ops::matmul::panel_len;
 
 /// A linear layer, as far as its memory goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,9 +103,9 @@ pub struct PassPart {
 /// Bytes held at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepMemory {
-    /// Buffers of the pool: activations and their gradients.
+    /// Buffers of the pool: activations, their gradients, panels of converted weights.
     pub pool: usize,
-    /// With what is held beside them: converted weights, and what threads hold inside the attention.
+    /// With what threads hold beside them inside the attention.
     pub total: usize,
 }
 
@@ -126,20 +127,21 @@ pub fn inference(model: &ModelPart, pass: PassPart) -> StepMemory {
     let rows = rows_at_once(model.vocab).min(pass.targets);
     count.hold(rows * (2 * model.hidden + 1));
     count.take(rows * (model.hidden + model.vocab));
-    count.hold_beside(if model.head_converted { model.vocab * model.hidden } else { 0 });
+    count.hold(if model.head_converted { panel_len(model.vocab, model.hidden) } else { 0 });
     count.memory(0)
 }
 
 /// Elements held now and at most.
 #[derive(Default)]
 struct Count {
-    /// In the pool, now and at most.
     live: usize,
-    pool_peak: usize,
-    /// Beside it (converted weights), and at most with the pool together.
-    beside: usize,
     peak: usize,
     tokens: usize,
+}
+
+/// Elements of the buffer through which a layer's weight is converted.
+fn panel(linear: &LinearPart) -> usize {
+    if linear.converted { panel_len(linear.outputs, linear.inputs) } else { 0 }
 }
 
 /// What a linear layer keeps, in elements.
@@ -149,23 +151,12 @@ struct Kept(usize);
 impl Count {
     fn memory(&self, scratch_len: usize) -> StepMemory {
         let bytes = |len: usize| len * size_of::<f32>();
-        StepMemory { pool: bytes(self.pool_peak), total: bytes(self.peak + scratch_len) }
+        StepMemory { pool: bytes(self.peak), total: bytes(self.peak + scratch_len) }
     }
 
     fn take(&mut self, len: usize) {
         self.live += len;
-        self.pool_peak = self.pool_peak.max(self.live);
-        self.peak = self.peak.max(self.live + self.beside);
-    }
-
-    fn take_beside(&mut self, len: usize) {
-        self.beside += len;
-        self.peak = self.peak.max(self.live + self.beside);
-    }
-
-    fn hold_beside(&mut self, len: usize) {
-        self.take_beside(len);
-        self.beside -= len;
+        self.peak = self.peak.max(self.live);
     }
 
     fn give(&mut self, len: usize) {
@@ -204,12 +195,12 @@ impl Count {
         self.take(rows * (2 * hidden + 1));
         self.take(rows * vocab);
         if model.head_converted {
-            self.hold_beside(vocab * hidden);
+            self.hold(panel_len(vocab, hidden));
         }
         let d_normed = if need_dx || model.norm_trains { rows * hidden } else { 0 };
         self.take(d_normed);
         if model.head_converted {
-            self.hold_beside(vocab * hidden);
+            self.hold(panel_len(vocab, hidden));
         }
         self.hold(if need_dx { rows * hidden } else { 0 });
         self.give(d_normed + rows * (2 * hidden + 1 + vocab));
@@ -286,9 +277,7 @@ impl Count {
     fn linear_forward(&mut self, linear: &LinearPart) -> Kept {
         let tokens = self.tokens;
         self.take(tokens * linear.outputs);
-        let weight = linear.outputs * linear.inputs;
-        let converted = if linear.converted { weight } else { 0 };
-        self.take_beside(converted);
+        self.hold(panel(linear));
         let mut kept = 0;
         if let Some(adapter) = linear.adapter {
             let dropped = if adapter.dropout { tokens * linear.inputs } else { 0 };
@@ -297,37 +286,39 @@ impl Count {
             self.take(kept);
             if adapter.dora {
                 // The merged weight, whose rows' norms are taken; then the product and its scaled copy.
-                self.hold_beside(weight);
+                self.hold(linear.outputs * linear.inputs);
                 self.take(tokens * linear.outputs);
                 kept += tokens * linear.outputs;
                 self.hold(tokens * linear.outputs);
             }
+            if adapter.dora && adapter.dropout {
+                self.hold(panel(linear));
+            }
             self.give(dropped);
         }
-        self.beside -= converted;
         Kept(kept)
     }
 
     fn linear_backward(&mut self, linear: &LinearPart, need_dx: bool) {
         let (tokens, before) = (self.tokens, self.live);
-        let weight = if linear.converted { linear.outputs * linear.inputs } else { 0 };
         let Some(adapter) = linear.adapter else {
-            self.hold_beside(if need_dx { weight } else { 0 });
+            self.hold(if need_dx { panel(linear) } else { 0 });
             return;
         };
         self.take(if adapter.dropout { tokens * linear.inputs } else { 0 });
         self.take(if adapter.dora { tokens * linear.outputs } else { 0 });
         self.take(tokens * adapter.rank);
         if need_dx {
-            self.take_beside(weight);
+            self.hold(panel(linear));
             if adapter.dropout {
                 self.take(tokens * linear.inputs);
-                self.hold(if adapter.dora { tokens * linear.outputs } else { 0 });
+                if adapter.dora {
+                    self.hold(tokens * linear.outputs + panel(linear));
+                }
                 self.take(tokens * linear.inputs);
             }
         }
         self.give(self.live - before);
-        self.beside = 0;
     }
 
     /// Gives back the block's input and what it kept; says whether the gradient goes on below, which has then taken the

@@ -116,7 +116,7 @@ pub fn nn_weight(into: Into, c: &mut [f32], alpha: f32, a: &[f32], weight: (&Wei
 
 /// Hands the weight `[rows, cols]` on in panels of whole rows: the first row, how many they are, and their numbers.
 fn for_each_panel(weight: &Weight, pool: &Pool, [rows, cols]: [usize; 2], mut each: impl FnMut(usize, usize, &[f32])) {
-    let most = (PANEL_LEN / cols.max(1)).max(1).min(rows);
+    let most = panel_rows(rows, cols);
     let mut panel = Mat::uninit(pool, most, cols);
     for first in (0..rows).step_by(most.max(1)) {
         let count = most.min(rows - first);
@@ -124,4 +124,13 @@ fn for_each_panel(weight: &Weight, pool: &Pool, [rows, cols]: [usize; 2], mut ea
         weight.read_parallel(first * cols, panel);
         each(first, count, panel);
     }
+}
+
+fn panel_rows(rows: usize, cols: usize) -> usize {
+    (PANEL_LEN / cols.max(1)).max(1).min(rows)
+}
+
+/// Elements of the buffer through which a weight `[rows, cols]` is converted.
+pub(crate) fn panel_len(rows: usize, cols: usize) -> usize {
+    panel_rows(rows, cols) * cols
 }

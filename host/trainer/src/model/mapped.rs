@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 
 use crate::{Error, ErrorKind, Result};
 
@@ -49,7 +49,8 @@ impl MappedFile {
     /// memory, as weights, and not a second time as its file. Where the system can't, nothing changes.
     pub fn release(&self, start: usize, len: usize) {
         // SAFETY: dropping pages of a read-only mapping of a file changes no byte: the next access reads them anew.
-        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+        #[cfg(unix)]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
     }
 
     /// The file's name without its directory, for messages.

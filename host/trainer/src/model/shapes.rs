@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::arch;
-use super::inventory::{Inventory, Kind, TensorInfo};
+use super::inventory::{Inventory, TensorInfo};
 use super::spec::ModelSpec;
 use crate::config::suggest;
 use crate::{Error, ErrorKind, Result};
@@ -170,6 +170,7 @@ fn with_experts(tensor: TensorInfo, experts: Experts, hidden: usize) -> Vec<Tens
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::model::inventory::Kind;
 
     fn billions(name: &str) -> f64 {
         let shape = find(name, Path::new("")).unwrap();

@@ -5,11 +5,12 @@
 
 use liftplan_engine::memory::{self, AdapterPart, BlockPart, LinearPart, ModelPart, PassPart};
 use liftplan_engine::ops::attention::Heads;
+use liftplan_engine::optim::{BLOCK, LEAST_FOR_BITS8, LEAST_FOR_PAGES};
 use liftplan_engine::{BlockShape, Keep};
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, Plan, Storage, Treatment};
-use crate::config::{Bf16Update, Config};
+use crate::config::{Bf16Update, Config, OptimizerName};
 use crate::model::inventory::{Inventory, Kind, TensorInfo};
 use crate::model::spec::ModelSpec;
 
@@ -54,19 +55,38 @@ pub struct Work {
 /// How the optimiser keeps its states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct States {
-    /// Bytes of the states of one number that trains.
-    pub bytes_each: u64,
+    /// Which optimiser.
+    pub optimizer: OptimizerName,
     /// Whether bf16 weights that train have an f32 master copy.
     pub master: bool,
 }
 
 impl States {
     /// AdamW's two moments in f32.
-    pub const ADAMW: Self = Self { bytes_each: 8, master: false };
+    pub const ADAMW: Self = Self { optimizer: OptimizerName::Adamw, master: false };
 
     /// As the configuration sets them.
     pub fn of(config: &Config) -> Self {
-        Self { bytes_each: 8, master: config.train.bf16_update_or_default() == Bf16Update::Master }
+        let master = config.train.bf16_update_or_default() == Bf16Update::Master;
+        Self { optimizer: config.optimizer.name, master }
+    }
+
+    /// Bytes in memory for a parameter of so many numbers, kept as bf16 or not. Paged states are in files.
+    fn bytes(self, len: usize, bf16: bool) -> u64 {
+        let (bits8, paged) = match self.optimizer {
+            OptimizerName::Adamw => (false, false),
+            OptimizerName::Adamw8bit => (true, false),
+            OptimizerName::PagedAdamw => (false, true),
+            OptimizerName::PagedAdamw8bit => (true, true),
+        };
+        if paged && len >= LEAST_FOR_PAGES {
+            return 0;
+        }
+        let moments = match bits8 && len >= LEAST_FOR_BITS8 {
+            true => 2 * (len + 4 * len.div_ceil(BLOCK)),
+            false => 8 * len,
+        };
+        (moments + if self.master && bf16 { 4 * len } else { 0 }) as u64
     }
 }
 
@@ -96,23 +116,24 @@ pub fn predict(
 pub fn lasting(plan: &Plan, inventory: &Inventory, states: States) -> Memory {
     let mut memory = Memory::default();
     for (entry, info) in plan.entries.iter().zip(&inventory.tensors) {
-        let len = info.len() as u64;
-        memory.weights_bytes += len * entry.storage.element_bytes();
-        let trainable = match &entry.treatment {
-            Treatment::Frozen => 0,
-            Treatment::Train => {
-                if states.master && entry.storage == Storage::Bf16 {
-                    memory.optimizer_bytes += 4 * len;
-                }
-                len
-            }
-            Treatment::Adapt(adapter) => {
-                memory.adapters_bytes += 4 * adapter.parameters(&info.shape);
-                adapter.parameters(&info.shape)
-            }
+        memory.weights_bytes += entry.storage.bytes(&info.shape);
+        let mut trains = |len: usize, bf16: bool| {
+            memory.gradients_bytes += 4 * len as u64;
+            memory.optimizer_bytes += states.bytes(len, bf16);
         };
-        memory.gradients_bytes += 4 * trainable;
-        memory.optimizer_bytes += states.bytes_each * trainable;
+        match &entry.treatment {
+            Treatment::Frozen => {}
+            Treatment::Train => trains(info.len(), entry.storage == Storage::Bf16),
+            Treatment::Adapt(adapter) => {
+                let (out, input) = (info.shape.first().unwrap_or(&0), info.shape.last().unwrap_or(&0));
+                trains(adapter.rank * input, false);
+                trains(adapter.rank * out, false);
+                if adapter.dora {
+                    trains(*out, false);
+                }
+                memory.adapters_bytes += 4 * adapter.parameters(&info.shape);
+            }
+        }
     }
     memory
 }

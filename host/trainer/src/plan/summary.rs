@@ -123,7 +123,7 @@ impl Plan {
         let of_vocabulary = |info: &TensorInfo| matches!(info.kind, Kind::Embedding | Kind::Head);
         let frozen = pairs().filter(|(entry, info)| of_vocabulary(info) && entry.treatment == Treatment::Frozen);
         let parameters: usize = frozen.map(|(_, info)| info.len()).sum();
-        (whole && parameters > 0).then_some((4 + States::ADAMW.bytes_each) * parameters as u64)
+        (whole && parameters > 0).then_some((4 + 8) * parameters as u64)
     }
 }
 
