@@ -7,6 +7,7 @@ use crate::block::BlockShape;
 use crate::decoder::{Keep, rows_at_once};
 use crate::ops::attention;
 use crate::ops::matmul::panel_len;
+use crate::pool::SPARE_LEN;
 
 /// A linear layer, as far as its memory goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,7 +106,7 @@ pub struct PassPart {
 pub struct StepMemory {
     /// Buffers of the pool: activations, their gradients, panels of converted weights.
     pub pool: usize,
-    /// With what threads hold beside them inside the attention.
+    /// With the free buffers that the pool keeps, and what threads hold inside the attention.
     pub total: usize,
 }
 
@@ -151,7 +152,7 @@ struct Kept(usize);
 impl Count {
     fn memory(&self, scratch_len: usize) -> StepMemory {
         let bytes = |len: usize| len * size_of::<f32>();
-        StepMemory { pool: bytes(self.peak), total: bytes(self.peak + scratch_len) }
+        StepMemory { pool: bytes(self.peak), total: bytes(self.peak + SPARE_LEN + scratch_len) }
     }
 
     fn take(&mut self, len: usize) {

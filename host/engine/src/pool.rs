@@ -23,7 +23,7 @@ struct State {
 const SLACK_NUMERATOR: usize = 5;
 const SLACK_DENOMINATOR: usize = 4;
 /// Free buffers beyond a quarter of the peak in use plus this many elements (16 MiB) go back to the system.
-const SPARE_LEN: usize = 4 << 20;
+pub(crate) const SPARE_LEN: usize = 4 << 20;
 
 impl Pool {
     /// An empty pool.
