@@ -102,7 +102,9 @@ impl Weights {
         let stored = self.get(name)?;
         let Some(packed) = &stored.packed else { return Ok(None) };
         let damaged = |error: EngineError| Error::model(format!("tensor `{name}`: {error}"));
-        packed.weight(stored, self.files()).map(Some).map_err(damaged)
+        let weight = packed.weight(stored, self.files()).map(Some).map_err(damaged);
+        self.release(stored);
+        weight
     }
 
     fn files(&self) -> &[MappedFile] {
