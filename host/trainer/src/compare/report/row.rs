@@ -151,7 +151,7 @@ fn memory(site: &Site<'_>, runs: &[&Trained]) -> Memory {
         ("weights".to_string(), state.weights_bytes),
         ("adapters".to_string(), state.adapters_bytes),
         ("gradients".to_string(), state.gradients_bytes),
-        ("optimiser".to_string(), state.moments_bytes),
+        ("optimiser".to_string(), state.optimizer_bytes),
     ]);
     kinds.retain(|_, bytes| *bytes > 0);
     let lasting: u64 = kinds.values().sum();
