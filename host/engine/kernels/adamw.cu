@@ -57,7 +57,7 @@ static __device__ __forceinline__ u32 nearest(const float* map, float x) {
 }
 
 // maps[2][256]: of the first moments, of the second.
-extern "C" __global__ void __launch_bounds__(256) adamw(
+extern "C" __global__ void __launch_bounds__(256, 3) adamw(
     const Tensor* tensors, const uint2* chunks, const float* maps, const float* grad_factor, u64 seed) {
 #if MOMENTS == 8
     __shared__ float map[512];
@@ -114,6 +114,14 @@ extern "C" __global__ void __launch_bounds__(256) adamw(
         float old1 = *max1, old2 = *max2;
         EACH m.x[i] = map[pm[i]] * old1, v.x[i] = map[256 + pv[i]] * old2;
 #endif
+        uint4 random[2];
+        if (MOMENTS == 16 || !master || (t.flags & 2)) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                u64 group = at / 4 + half;
+                random[half] = philox(seed, (u32)group, (u32)(group >> 32), t.purpose, t.updates);
+            }
+        }
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             float x = g.x[i] * factor;
@@ -125,14 +133,10 @@ extern "C" __global__ void __launch_bounds__(256) adamw(
         if (whole) store8f(pm, m), store8f(pv, v);
         else EACH pm[i] = m.x[i], pv[i] = v.x[i];
 #elif MOMENTS == 16
-        {
-            u64 group = at / 8;
-            uint4 r = philox(seed, (u32)group, (u32)(group >> 32), t.purpose ^ 0x5bd1e995u, t.updates);
-            uint4 q = philox(seed, (u32)group, (u32)(group >> 32), t.purpose ^ 0x1b873593u, t.updates);
-            EACH {
-                u32 a = word(r, i >> 1) >> (16 * (i & 1)), b = word(q, i >> 1) >> (16 * (i & 1));
-                pm[i] = round_stochastically(m.x[i], a), pv[i] = round_stochastically(v.x[i], b);
-            }
+        // The bits that rounding the value leaves over.
+        EACH {
+            u32 r = i < 4 ? word(random[0], i) : word(random[1], i - 4);
+            pm[i] = round_stochastically(m.x[i], r >> 16), pv[i] = round_stochastically(v.x[i], (r * 0x9E3779B1u) >> 16);
         }
 #else
         float new1 = 0.f, new2 = 0.f;
@@ -150,12 +154,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw(
         if (master) {
             if (t.flags & 2) {
 #pragma unroll
-                for (int i = 0; i < 8; i += 4) {
-                    u64 group = (at + i) / 4;
-                    uint4 r = philox(seed, (u32)group, (u32)(group >> 32), t.purpose, t.updates);
-#pragma unroll
-                    for (int j = 0; j < 4; j++) w.x[i + j] = f32_of(round_stochastically(w.x[i + j], word(r, j)));
-                }
+                for (int i = 0; i < 8; i++)
+                    w.x[i] = f32_of(round_stochastically(w.x[i], i < 4 ? word(random[0], i) : word(random[1], i - 4)));
             }
             if (whole) store8f(master, w); else EACH master[i] = w.x[i];
             if (copy) {
@@ -167,12 +167,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw(
         } else {
             __align__(16) bf16 rounded[8];
 #pragma unroll
-            for (int i = 0; i < 8; i += 4) {
-                u64 group = (at + i) / 4;
-                uint4 r = philox(seed, (u32)group, (u32)(group >> 32), t.purpose, t.updates);
-#pragma unroll
-                for (int j = 0; j < 4; j++) rounded[i + j] = round_stochastically(w.x[i + j], word(r, j));
-            }
+            for (int i = 0; i < 8; i++)
+                rounded[i] = round_stochastically(w.x[i], i < 4 ? word(random[0], i) : word(random[1], i - 4));
             if (whole && aligned) *reinterpret_cast<uint4*>(copy + place(0)) = *reinterpret_cast<uint4*>(rounded);
             else EACH copy[place(i)] = rounded[i];
         }

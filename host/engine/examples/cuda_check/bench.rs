@@ -57,13 +57,14 @@ const ROWS: &[Row] = &[
     row("qlora-2048x4-40", Qlora, EightBit, [2048, 4], 40.0, 16_400.0, "14298 Unsloth, 40.4"),
     row("qlora-2048x4-8.1", Qlora, EightBit, [2048, 4], 8.1, 11_600.0, "10143 Unsloth, 8.1"),
     row("qlora-4096x4-10", Qlora, EightBit, [4096, 4], 10.0, 11_300.0, "9887 Unsloth, 10.0"),
-    row("qlora-512x1", Qlora, EightBit, [512, 1], 7.0, 8_000.0, "1420 Unsloth, 6.3"),
+    row("qlora-512x1", Qlora, EightBit, [512, 1], 7.6, 8_000.0, "1420 Unsloth, 6.3"),
     row("qlora-16384x1", Qlora, EightBit, [16384, 1], 10.0, 8_800.0, "7630 Unsloth, 10.0"),
     row("qlora-32768x1", Qlora, EightBit, [32768, 1], 13.9, 6_800.0, "5928 Unsloth, 13.9"),
     row("spectrum-2048x4-52", Spectrum, Bf16, [2048, 4], 52.0, 17_000.0, "15570 HF + Liger, 52.3"),
     row("spectrum-2048x4-26.2", Spectrum, Bf16, [2048, 4], 26.2, 13_500.0, "12024 HF + Liger, 26.2"),
     row("spectrum-2048x1", Spectrum, Bf16, [2048, 1], 26.2, 11_500.0, "7442 HF + Liger, 22.0"),
     row("spectrum8-2048x4-23", Spectrum, EightBit, [2048, 4], 23.0, 13_500.0, "11436 HF + Liger 8-bit, 23.0"),
+    row("spectrum8-2048x4-26.2", Spectrum, EightBit, [2048, 4], 26.2, 13_500.0, "12024 HF + Liger, 26.2"),
     row("qspectrum-2048x4-18", Qspectrum, EightBit, [2048, 4], 18.0, 12_500.0, "nobody"),
     row("full1.7b-2048x4", Full, Wide, [2048, 4], 78.0, 0.0, "not measured"),
 ];
@@ -178,7 +179,9 @@ pub fn run(context: &Context, names: &str, profile: bool) -> bool {
         if current.as_ref().is_none_or(|(method, moments, _)| (*method, *moments) != (row.method, row.moments)) {
             current = None;
             let started = Instant::now();
-            let options = Options { moments: row.moments, narrow_grads: true, masters: false };
+            let tight = std::env::var("RANK_MULTIPLE").ok().and_then(|text| text.parse().ok());
+            let rank_multiple = tight.unwrap_or(if row.method == Qlora { 16 } else { 0 });
+            let options = Options { moments: row.moments, narrow_grads: true, masters: false, rank_multiple };
             let built = Builder::new(context, &shape, &specs(&shape, row.method), options)
                 .and_then(|mut builder| builder.randomise(0.02, 0.01, 1).map(|()| builder.finish()));
             match built {

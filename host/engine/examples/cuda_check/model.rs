@@ -302,7 +302,7 @@ pub fn check(context: &Context, report: &mut Report) {
             name: "model spectrum, bf16 gradients, 8-bit moments",
             method: Method::Spectrum,
             shape: base.shape.clone(),
-            options: Options { moments: MomentFormat::EightBit, narrow_grads: true, masters: false },
+            options: Options { moments: MomentFormat::EightBit, narrow_grads: true, ..plain },
             ..base
         },
         Case {

@@ -159,7 +159,7 @@ fn ropes(bench: &mut Bench<'_>, report: &mut Report) {
         (96, 2, 2, false, true),
         (128, 8, 2, true, true),
         (256, 5, 1, true, false),
-        (8, 4, 4, true, false),
+        (16, 4, 4, true, false),
     ] {
         let (tokens, half, cols) = (37, dim / 2, (heads + 2 * kv_heads) * dim);
         let (q_cols, rotated_cols) = (heads * dim, (heads + kv_heads) * dim);

@@ -231,12 +231,13 @@ fn unfit(slot: Slot, expected: &str, found: &str) -> EngineError {
 
 /// The kernels read eight numbers at a time.
 fn check_shape(shape: &ModelShape) -> Result<()> {
-    let widths = [("hidden size", shape.hidden), ("intermediate size", shape.intermediate), ("head size", shape.dim)];
-    for (what, width) in widths {
-        if !width.is_multiple_of(8) || width == 0 {
+    let widths =
+        [("hidden size", shape.hidden, 8), ("intermediate size", shape.intermediate, 8), ("head size", shape.dim, 16)];
+    for (what, width, step) in widths {
+        if !width.is_multiple_of(step) || width == 0 {
             return Err(EngineError::Shape {
                 what: what.into(),
-                expected: "a multiple of 8 on a GPU".into(),
+                expected: format!("a multiple of {step} on a GPU"),
                 found: width.to_string(),
             });
         }
@@ -376,7 +377,14 @@ impl<'a> Maker<'a> {
             _ => 0,
         };
         let ranks: usize = specs.iter().map(|spec| rank_of(spec)).sum();
-        let rank = if ranks > 0 { ranks.next_multiple_of(RANK_PAD) } else { 0 };
+        let rank = if ranks > 0 {
+            ranks.next_multiple_of(match self.options.rank_multiple {
+                0 => RANK_PAD,
+                multiple => multiple.next_multiple_of(8),
+            })
+        } else {
+            0
+        };
         let packed = |spec: &TensorSpec| matches!(spec.storage, Storage::Nf4 { .. });
         // One weight in 4 bits makes the whole group be put together for each product.
         let assembled = specs.iter().any(|spec| packed(spec));

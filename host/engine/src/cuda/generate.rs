@@ -2,11 +2,14 @@
 
 use half::bf16;
 
+use super::arena::Arena;
+use super::attention;
 use super::attention::Documents;
-use super::block::Pass;
+use super::block::{Block, Pass};
 use super::decoder::Decoder;
 use super::memory::{Buffer, View};
 use super::ops;
+use super::profile::Kind;
 use crate::error::{EngineError, Result};
 
 /// Keys and values of the tokens so far.
@@ -115,5 +118,48 @@ impl Decoder {
         })?;
         cache.tokens = first + count;
         Ok(self.context.download(logits)?.into_iter().map(bf16::to_f32).collect())
+    }
+}
+
+impl Block {
+    /// Reads new tokens behind what the cache holds: `x` becomes the block's output.
+    pub fn extend(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        x: View<bf16>,
+        [keys, values]: [View<bf16>; 2],
+        first: usize,
+    ) -> Result<()> {
+        let (context, tokens, shape) = (pass.context, x.rows(), &self.attention);
+        let mark = arena.mark();
+        let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
+        let qkv = arena.high::<bf16>(tokens, self.qkv.outputs, 0)?;
+        let weight = self.qkv.weights(context, arena)?;
+        self.qkv.lower(context, weight, normed)?;
+        self.qkv.forward(context, weight, normed, qkv, None)?;
+        ops::rope(context, &self.heads(), qkv, qkv, pass.positions, pass.table)?;
+        let (q_cols, kv_cols) = (shape.heads * shape.dim, shape.kv_heads * shape.dim);
+        context.copy(keys.slice_rows(first, tokens), qkv.slice_cols(q_cols, kv_cols))?;
+        context.copy(values.slice_rows(first, tokens), qkv.slice_cols(q_cols + kv_cols, kv_cols))?;
+        let out = arena.high::<bf16>(tokens, q_cols, self.o.rank)?;
+        context.kind(Kind::Attention);
+        attention::decode(context, shape, qkv.slice_cols(0, q_cols), [keys, values], first, out)?;
+        let weight = self.o.weights(context, arena)?;
+        self.o.lower(context, weight, out)?;
+        self.o.forward(context, weight, out, x, Some(x))?;
+        arena.release_high(mark);
+        let normed = self.normed(pass, arena, false, x, self.post_norm, self.gate_up.rank)?;
+        let gate_up = arena.high::<bf16>(tokens, self.gate_up.outputs, 0)?;
+        let weight = self.gate_up.weights(context, arena)?;
+        self.gate_up.lower(context, weight, normed)?;
+        self.gate_up.forward(context, weight, normed, gate_up, None)?;
+        let activation = arena.high::<bf16>(tokens, self.intermediate, self.down.rank)?;
+        ops::swiglu(context, activation, gate_up)?;
+        let weight = self.down.weights(context, arena)?;
+        self.down.lower(context, weight, activation)?;
+        self.down.forward(context, weight, activation, x, Some(x))?;
+        arena.release_high(mark);
+        Ok(())
     }
 }

@@ -35,11 +35,15 @@ pub mod sources {
     use super::Source;
 
     macro_rules! sources {
-        ($($name:ident = $file:literal;)*) => {
+        ($($name:ident = $file:literal $(, $defines:expr)*;)*) => {
             $(
                 #[doc = concat!("`", $file, "`.")]
-                pub static $name: Source =
-                    Source { name: $file, text: include_str!(concat!("../../kernels/", $file)), hopper: false, defines: &[&[]] };
+                pub static $name: Source = Source {
+                    name: $file,
+                    text: include_str!(concat!("../../kernels/", $file)),
+                    hopper: false,
+                    defines: &[&[] $(, &$defines)*],
+                };
             )*
             /// Those with nothing to choose.
             pub static PLAIN: &[&Source] = &[$(&$name),*];
@@ -48,12 +52,12 @@ pub mod sources {
 
     sources! {
         ATTENTION_PLAIN = "attention_plain.cu";
-        NORM = "norm.cu";
-        ROPE = "rope.cu";
+        NORM = "norm.cu", [("GROUPS", 1)], [("GROUPS", 4)];
+        ROPE = "rope.cu", [("PARTS", 1)];
         SWIGLU = "swiglu.cu";
         LOSS = "loss.cu";
         EMBEDDING = "embedding.cu";
-        ADAMW = "adamw.cu";
+        ADAMW = "adamw.cu", [("MOMENTS", 16)], [("MOMENTS", 8)];
         NF4 = "nf4.cu";
     }
 }

@@ -31,6 +31,7 @@ pub mod spec;
 pub mod trainable;
 
 mod block;
+mod block_backward;
 mod group;
 mod inputs;
 mod loss;

@@ -123,6 +123,13 @@ pub struct Heads {
     pub eps: f32,
 }
 
+impl Heads {
+    /// Lanes of a warp that share a head: each has eight numbers of each half.
+    fn lanes(&self) -> usize {
+        (self.dim / 16).next_power_of_two()
+    }
+}
+
 /// Biases, norms and rotation of `from`'s heads into `to`, which may be the same. `table[positions, 2, dim/2]`.
 ///
 /// # Errors
@@ -139,9 +146,9 @@ pub fn rope(
     #[rustfmt::skip]
     let arguments = args![
         to, from, positions, table, heads.q_norm, heads.k_norm, heads.bias, heads.heads, heads.kv_heads, heads.dim,
-        to.stride(), from.stride(), heads.eps
+        to.stride(), from.stride(), heads.eps, heads.lanes()
     ];
-    context.launch(&sources::ROPE, &[], "rope_forward", Launch::new(to.rows(), 256), arguments)
+    context.launch(&sources::ROPE, &[("PARTS", 0)], "rope_forward", Launch::new(to.rows(), 256), arguments)
 }
 
 /// Gradients of the queries' and the keys' norms to add to, and [`rope_parts_len`] numbers in between.
@@ -176,9 +183,10 @@ pub fn rope_backward(
     #[rustfmt::skip]
     let arguments = args![
         d, parts, before, positions, table, heads.q_norm, heads.k_norm, heads.bias, tokens, heads.heads,
-        heads.kv_heads, heads.dim, d.stride(), before.stride(), heads.eps
+        heads.kv_heads, heads.dim, d.stride(), before.stride(), heads.eps, heads.lanes()
     ];
-    context.launch(&sources::ROPE, &[], "rope_backward", Launch::new(blocks, 256), arguments)?;
+    let sums = [("PARTS", i64::from(norm_grads.is_some()))];
+    context.launch(&sources::ROPE, &sums, "rope_backward", Launch::new(blocks, 256), arguments)?;
     let Some((grads, parts)) = norm_grads else { return Ok(()) };
     for (which, grad) in grads.into_iter().enumerate() {
         let Some(grad) = grad else { continue };

@@ -17,7 +17,7 @@ pub struct ModelShape {
     pub heads: usize,
     /// Key heads.
     pub kv_heads: usize,
-    /// Width of a head; a multiple of 8, up to 256.
+    /// Width of a head; a multiple of 16, up to 256.
     pub dim: usize,
     /// Each block's sliding window.
     pub windows: Vec<Option<usize>>,
@@ -116,6 +116,8 @@ pub struct Options {
     pub narrow_grads: bool,
     /// Whether bf16 weights that train keep an `f32` copy that is changed, instead of being rounded stochastically.
     pub masters: bool,
+    /// Ranks beside each other are padded to a multiple of this (0: 64, a tile of the products).
+    pub rank_multiple: usize,
 }
 
 impl ModelShape {

@@ -1,0 +1,241 @@
+//! A decoder block's backward pass: in, the gradient of its output and what its forward pass kept; out, the gradient of
+//! its input in the same buffer, and the gradients of what trains in it.
+
+use half::bf16;
+
+use super::arena::Arena;
+use super::attention;
+use super::block::{Attended, Block, Kept, Pass, Scale, chunks};
+use super::memory::View;
+use super::ops;
+use super::profile::Kind;
+use super::trainable::{Grad, Trainable};
+use crate::error::Result;
+
+impl Block {
+    /// Adds the gradients of what trains in this block, given that of its output in `d`, which becomes that of its input
+    /// if `need_dx`. Says whether it did.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        trainables: &[Trainable],
+        d: View<bf16>,
+        kept: &Kept,
+        need_dx: bool,
+    ) -> Result<bool> {
+        if kept.attended.is_some() || pass.pieces.len() < 2 {
+            return self.backward_whole(pass, arena, trainables, d, kept, need_dx, None);
+        }
+        let mut done = false;
+        let start = arena.mark();
+        let weights = [self.gate_up.weights(pass.context, arena)?, self.down.weights(pass.context, arena)?];
+        for (i, piece) in pass.pieces.iter().enumerate() {
+            let rows = |view: View<bf16>| view.slice_rows(piece.first, piece.rows);
+            let part = Kept {
+                x: rows(kept.x),
+                low_down: kept.low_down.map(rows),
+                attended: None,
+                normed: None,
+                gate_up: None,
+            };
+            let pass = pass.of(piece, i == 0);
+            done = self.backward_whole(&pass, arena, trainables, rows(d), &part, need_dx, Some(weights))?;
+        }
+        arena.release_high(start);
+        Ok(done)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn backward_whole(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        trainables: &[Trainable],
+        d: View<bf16>,
+        kept: &Kept,
+        need_dx: bool,
+        mlp_weights: Option<[View<bf16>; 2]>,
+    ) -> Result<bool> {
+        let mark = arena.mark();
+        let before_attention = [Some(self.input_norm), self.q_norm, self.k_norm].into_iter().flatten();
+        let need_qkv = need_dx || before_attention.into_iter().any(|s| s.trained.is_some()) || self.qkv.trains();
+        let need_mid = need_qkv || self.o.trains();
+        let attended = match kept.attended {
+            Some(attended) => attended,
+            None => self.attend(pass, arena, kept.x, None, [false, false])?,
+        };
+        let mut done =
+            self.backward_feed_forward(pass, arena, trainables, d, &attended, kept, need_mid, mlp_weights)?;
+        if kept.attended.is_none() {
+            arena.release_high(attended.before_mid);
+        }
+        if done {
+            done = self.backward_attention(pass, arena, trainables, d, attended, kept.x, need_qkv, need_dx)?;
+        }
+        arena.release_high(mark);
+        Ok(done)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn backward_feed_forward(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        trainables: &[Trainable],
+        d: View<bf16>,
+        attended: &Attended,
+        kept: &Kept,
+        need_mid: bool,
+        mlp_weights: Option<[View<bf16>; 2]>,
+    ) -> Result<bool> {
+        let context = pass.context;
+        let need_normed = need_mid || self.post_norm.trained.is_some();
+        let need_activation = need_normed || self.gate_up.trains() || self.down.needs_input();
+        if !need_activation {
+            return Ok(false);
+        }
+        let start = arena.mark();
+        let [gate_up_weight, down_weight] = match mlp_weights {
+            Some(weights) => weights,
+            None => [self.gate_up.weights(context, arena)?, self.down.weights(context, arena)?],
+        };
+        for (first, rows) in chunks(d.rows(), pass.mlp_rows) {
+            let chunk = arena.mark();
+            let is_first = pass.first && first == 0;
+            let (d, mid) = (d.slice_rows(first, rows), attended.mid.slice_rows(first, rows));
+            let kept_normed = kept.normed.map(|normed| normed.slice_rows(first, rows));
+            let recompute = kept.gate_up.is_none();
+            let mut normed = kept_normed;
+            if normed.is_none() && (recompute || self.gate_up.needs_input()) {
+                let view = self.normed(pass, arena, false, mid, self.post_norm, self.gate_up.rank)?;
+                self.gate_up.lower(context, gate_up_weight, view)?;
+                normed = Some(view);
+            }
+            let gate_up = match (kept.gate_up, normed) {
+                (Some(gate_up), _) => gate_up.slice_rows(first, rows),
+                (None, Some(normed)) => {
+                    let gate_up = arena.high(rows, self.gate_up.outputs, self.gate_up.rank)?;
+                    self.gate_up.forward(context, gate_up_weight, normed, gate_up, None)?;
+                    gate_up
+                }
+                (None, None) => return Ok(false),
+            };
+            // The gradient of the activation, and in its place the activation.
+            let activation = arena.high::<bf16>(rows, self.intermediate, 0)?;
+            self.down.lower_gradient(context, down_weight, d)?;
+            self.down.input_gradient(context, down_weight, d, activation)?;
+            ops::swiglu_backward(context, gate_up, activation)?;
+            let low = kept.low_down.map(|low| low.slice_rows(first, rows));
+            self.down.weight_gradients(context, arena, trainables, d, activation, low, is_first)?;
+            let d_gate_up = gate_up;
+            self.gate_up.lower_gradient(context, gate_up_weight, d_gate_up)?;
+            if let Some(normed) = normed {
+                let low = normed.slice_cols(self.gate_up.inputs, self.gate_up.rank);
+                self.gate_up.weight_gradients(context, arena, trainables, d_gate_up, normed, Some(low), is_first)?;
+            }
+            if need_normed {
+                let d_normed = arena.high::<bf16>(rows, self.hidden, 0)?;
+                self.gate_up.input_gradient(context, gate_up_weight, d_gate_up, d_normed)?;
+                self.backward_norm(pass, arena, trainables, [d, d_normed, mid], self.post_norm, need_mid)?;
+            }
+            arena.release_high(chunk);
+        }
+        arena.release_high(start);
+        Ok(need_mid)
+    }
+
+    /// `d += ` the gradient through a norm, and the norm's own.
+    fn backward_norm(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        trainables: &[Trainable],
+        [d, d_normed, x]: [View<bf16>; 3],
+        scale: Scale,
+        need_dx: bool,
+    ) -> Result<()> {
+        let grad = match scale.trained.map(|index| trainables[index].grad) {
+            Some(Grad::Wide(grad)) => Some(grad),
+            _ => None,
+        };
+        let inverse_rms = grad.map(|_| arena.high::<f32>(1, x.rows(), 0)).transpose()?;
+        let to = if need_dx { d } else { arena.high(x.rows(), x.cols(), 0)? };
+        ops::rms_norm_backward(pass.context, to, inverse_rms, d_normed, x, scale.view, Some(d), None, self.eps)?;
+        if let (Some(grad), Some(inverse_rms)) = (grad, inverse_rms) {
+            let parts = arena.high::<f32>(1, ops::parts_len(x.rows(), x.cols()), 0)?;
+            ops::rms_norm_weight(pass.context, grad, d_normed, x, inverse_rms, None, parts)?;
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn backward_attention(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        trainables: &[Trainable],
+        d: View<bf16>,
+        attended: Attended,
+        x: View<bf16>,
+        need_qkv: bool,
+        need_dx: bool,
+    ) -> Result<bool> {
+        let context = pass.context;
+        let (tokens, shape, heads) = (d.rows(), &self.attention, self.heads());
+        let d_qkv = need_qkv.then(|| arena.high::<bf16>(tokens, self.qkv.outputs, self.qkv.rank)).transpose()?;
+        let after = arena.mark();
+        let weight = self.o.weights(context, arena)?;
+        self.o.lower_gradient(context, weight, d)?;
+        let low = attended.out.slice_cols(self.o.inputs, self.o.rank);
+        self.o.weight_gradients(context, arena, trainables, d, attended.out, Some(low), pass.first)?;
+        let Some(d_qkv) = d_qkv else { return Ok(false) };
+        let d_out = arena.high::<bf16>(tokens, shape.heads * shape.dim, 0)?;
+        self.o.input_gradient(context, weight, d, d_out)?;
+        let rotated = match attended.rotated {
+            Some(rotated) => rotated,
+            None => {
+                let rotated = arena.high::<bf16>(tokens, self.qkv.outputs, 0)?;
+                ops::rope(context, &heads, rotated, attended.qkv, pass.positions, pass.table)?;
+                rotated
+            }
+        };
+        let workspace = arena.high::<u8>(1, attention::workspace_bytes(shape, pass.documents), 0)?;
+        context.kind(Kind::Attention);
+        let (out, lse) = (attended.out, attended.lse);
+        attention::backward(context, shape, pass.documents, rotated, out, lse, d_out, d_qkv, workspace)?;
+        arena.release_high(after);
+        let grads = [self.q_norm, self.k_norm].map(|scale| {
+            match scale.and_then(|scale| scale.trained).map(|index| trainables[index].grad) {
+                Some(Grad::Wide(grad)) => Some(grad),
+                _ => None,
+            }
+        });
+        let norm_grads = match grads {
+            [None, None] => None,
+            grads => Some((grads, arena.high::<f32>(1, ops::rope_parts_len(shape.dim), 0)?)),
+        };
+        ops::rope_backward(context, &heads, d_qkv, attended.qkv, pass.positions, pass.table, norm_grads)?;
+        arena.release_high(after);
+        let weight = self.qkv.weights(context, arena)?;
+        self.qkv.lower_gradient(context, weight, d_qkv)?;
+        if self.qkv.trains() {
+            let normed = match attended.normed {
+                Some(normed) => normed,
+                None => {
+                    let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
+                    self.qkv.lower(context, weight, normed)?;
+                    normed
+                }
+            };
+            let low = normed.slice_cols(self.qkv.inputs, self.qkv.rank);
+            self.qkv.weight_gradients(context, arena, trainables, d_qkv, normed, Some(low), pass.first)?;
+        }
+        if need_dx || self.input_norm.trained.is_some() {
+            let d_normed = arena.high::<bf16>(tokens, self.hidden, 0)?;
+            self.qkv.input_gradient(context, weight, d_qkv, d_normed)?;
+            self.backward_norm(pass, arena, trainables, [d, d_normed, x], self.input_norm, need_dx)?;
+        }
+        Ok(need_dx)
+    }
+}
