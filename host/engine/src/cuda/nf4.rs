@@ -73,7 +73,7 @@ impl Packed {
             Maxima::Double { codes, nested, map, offset } => (none, codes.ptr(), nested.ptr(), map.ptr(), offset.ptr()),
         };
         let arguments = args![w, self.codes, wide, codes, nested, map, offset, elements as u64, self.cols, w.stride()];
-        context.launch(&NF4, &[], "nf4_unpack", Launch::new(elements.div_ceil(256 * 32), 256), arguments)
+        context.launch(&NF4, &[], "nf4_unpack", Launch::new(elements.div_ceil(8192), 256), arguments)
     }
 
     /// Packs `w`; `scratch` has a number for each block of 64 elements.
