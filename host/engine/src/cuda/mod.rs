@@ -34,6 +34,7 @@ mod block;
 mod block_backward;
 mod group;
 mod inputs;
+mod layout;
 mod loss;
 mod offload;
 mod step;

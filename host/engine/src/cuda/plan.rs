@@ -52,7 +52,6 @@ pub fn search(
 ) -> Result<StepPlan> {
     let mut best: Option<(usize, usize, StepPlan)> = None;
     let mut leanest = usize::MAX;
-    // Pieces of 2048 rows lose nothing that could be measured; smaller ones are for tight memory only.
     let sizes = [
         (tokens, 4096, 1),
         (tokens, 2048, 1),
@@ -67,6 +66,10 @@ pub fn search(
     ];
     for offload in [false, true] {
         for (mlp_rows, loss_rows, pieces) in sizes {
+            // Pieces below this cost more than a block or two that keeps its products saves.
+            if best.is_some() && (mlp_rows < tokens.min(2048) || loss_rows < targets.min(512)) {
+                break;
+            }
             let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
             let make = |products: usize, all: usize| StepPlan {
                 offload,

@@ -1,0 +1,298 @@
+//! Laying out a model on the card: what each weight is becomes memory, groups of linear layers, and a list of what trains.
+
+use std::collections::BTreeMap;
+
+use half::bf16;
+
+use super::attention;
+use super::block::{Block, Scale};
+use super::builder::{Place, unfit};
+use super::context::Context;
+use super::decoder::Table;
+use super::group::{Group, Part, PartAdapter};
+use super::memory::View;
+use super::nf4::{self, Packed, dynamic_map};
+use super::slab::Slab;
+use super::spec::{ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
+use super::trainable::{Grad, Trainable};
+use crate::error::{EngineError, Result, expect_shape};
+
+/// Ranks of a group are padded to a multiple of this, a tile of the products.
+const RANK_PAD: usize = 64;
+
+/// A model that is being laid out.
+pub(super) struct Maker<'a> {
+    pub context: &'a Context,
+    pub shape: &'a ModelShape,
+    pub options: Options,
+    pub specs: BTreeMap<Slot, &'a TensorSpec>,
+    pub slab: Slab,
+    pub trainables: Vec<Trainable>,
+    pub places: BTreeMap<Slot, Place>,
+    pub map: Option<View<f32>>,
+}
+
+impl<'a> Maker<'a> {
+    fn spec(&self, slot: Slot) -> Result<&'a TensorSpec> {
+        self.specs.get(&slot).copied().ok_or_else(|| unfit(slot, "a specification", "none"))
+    }
+
+    fn has(&self, slot: Slot) -> bool {
+        self.specs.contains_key(&slot)
+    }
+
+    pub fn table(&mut self, slot: Slot) -> Result<Table> {
+        let spec = self.spec(slot)?;
+        let [rows, cols] = self.shape.shape_of(slot.1);
+        let view = self.slab.take::<bf16>(rows, cols, 0)?;
+        let trained = match &spec.treatment {
+            Treatment::Frozen => None,
+            Treatment::Train => Some(self.trained_matrix(spec, view)?),
+            Treatment::Adapt(_) => return Err(unfit(slot, "frozen or trained on a GPU", "an adapter")),
+        };
+        self.places.insert(slot, Place::Matrix { view, trained });
+        Ok(Table { view, trained })
+    }
+
+    fn trained_matrix(&mut self, spec: &TensorSpec, view: View<bf16>) -> Result<usize> {
+        let (rows, cols) = (view.rows(), view.cols());
+        let summed = spec.slot.1 == Role::Embedding || (spec.slot.1 == Role::Head && self.shape.tied);
+        let grad = match self.options.narrow_grads && !summed {
+            true => Grad::Narrow(self.slab.take(rows, cols, 0)?),
+            false => Grad::Wide(self.slab.take(rows, cols, 0)?),
+        };
+        let wide = match spec.storage {
+            Storage::F32 => true,
+            Storage::Bf16 => self.options.masters,
+            Storage::Nf4 { .. } => return Err(unfit(spec.slot, "16 or 32 bits, since it trains", "4 bits")),
+        };
+        let master = if wide { Some(self.slab.take(rows, cols, 0)?) } else { None };
+        Ok(self.push(Trainable {
+            name: spec.name.clone(),
+            rows,
+            cols,
+            master,
+            copy: Some(view),
+            scale: 1.0,
+            on_bf16_grid: false,
+            grad,
+            moments: None,
+            updates: 0,
+        }))
+    }
+
+    fn push(&mut self, trainable: Trainable) -> usize {
+        self.trainables.push(trainable);
+        self.trainables.len() - 1
+    }
+
+    fn vector(&mut self, slot: Slot, view: View<f32>) -> Result<Option<usize>> {
+        let spec = self.spec(slot)?;
+        let trained = match &spec.treatment {
+            Treatment::Frozen => None,
+            Treatment::Train => {
+                let grad = Grad::Wide(self.slab.zeros(1, view.cols(), 0)?);
+                Some(self.push(Trainable {
+                    name: spec.name.clone(),
+                    rows: 1,
+                    cols: view.cols(),
+                    master: Some(view),
+                    copy: None,
+                    scale: 1.0,
+                    on_bf16_grid: spec.storage == Storage::Bf16,
+                    grad,
+                    moments: None,
+                    updates: 0,
+                }))
+            }
+            Treatment::Adapt(_) => return Err(unfit(slot, "frozen or trained", "an adapter")),
+        };
+        self.places.insert(slot, Place::Vector { view, trained });
+        Ok(trained)
+    }
+
+    pub fn scale(&mut self, slot: Slot) -> Result<Scale> {
+        let view = self.slab.take::<f32>(1, self.shape.shape_of(slot.1)[1], 0)?;
+        Ok(Scale { view, trained: self.vector(slot, view)? })
+    }
+
+    pub fn block(&mut self, index: usize) -> Result<Block> {
+        let (block, shape) = (Some(index), self.shape);
+        let input_norm = self.scale((block, Role::InputNorm))?;
+        let qkv = self.group(
+            block,
+            &[(Role::Q, Some(Role::QBias)), (Role::K, Some(Role::KBias)), (Role::V, Some(Role::VBias))],
+        )?;
+        let mut head_norm = |role| match self.has((block, role)) {
+            true => self.scale((block, role)).map(Some),
+            false => Ok(None),
+        };
+        let (q_norm, k_norm) = (head_norm(Role::QNorm)?, head_norm(Role::KNorm)?);
+        Ok(Block {
+            attention: attention::Shape {
+                heads: shape.heads,
+                kv_heads: shape.kv_heads,
+                dim: shape.dim,
+                window: shape.windows.get(index).copied().flatten(),
+                scale: 1.0 / (shape.dim as f32).sqrt(),
+            },
+            eps: shape.rms_eps,
+            hidden: shape.hidden,
+            intermediate: shape.intermediate,
+            input_norm,
+            q_norm,
+            k_norm,
+            qkv,
+            o: self.group(block, &[(Role::O, None)])?,
+            post_norm: self.scale((block, Role::PostNorm))?,
+            gate_up: self.group(block, &[(Role::Gate, None), (Role::Up, None)])?,
+            down: self.group(block, &[(Role::Down, None)])?,
+        })
+    }
+
+    fn group(&mut self, block: Option<usize>, roles: &[(Role, Option<Role>)]) -> Result<Group> {
+        let specs = roles.iter().map(|(role, _)| self.spec((block, *role))).collect::<Result<Vec<_>>>()?;
+        let inputs = self.shape.shape_of(roles[0].0)[1];
+        let outputs: usize = roles.iter().map(|(role, _)| self.shape.shape_of(*role)[0]).sum();
+        let rank_of = |spec: &TensorSpec| match &spec.treatment {
+            Treatment::Adapt(adapter) => adapter.rank,
+            _ => 0,
+        };
+        let ranks: usize = specs.iter().map(|spec| rank_of(spec)).sum();
+        let rank = if ranks > 0 {
+            ranks.next_multiple_of(match self.options.rank_multiple {
+                0 => RANK_PAD,
+                multiple => multiple.next_multiple_of(8),
+            })
+        } else {
+            0
+        };
+        let packed = |spec: &TensorSpec| matches!(spec.storage, Storage::Nf4 { .. });
+        // One weight in 4 bits makes the whole group be put together for each product.
+        let assembled = specs.iter().any(|spec| packed(spec));
+        let (weight, a, b) = match assembled {
+            false if rank > 0 => (Some(self.slab.zeros::<bf16>(outputs + rank, inputs, rank)?), None, None),
+            false => (Some(self.slab.take::<bf16>(outputs, inputs, 0)?), None, None),
+            true if rank > 0 => {
+                let a = self.slab.zeros::<bf16>(rank, inputs, rank)?;
+                (
+                    None,
+                    Some(View::at(a.ptr(), rank, inputs + rank, inputs + rank)),
+                    Some(self.slab.zeros(outputs, rank, 0)?),
+                )
+            }
+            true => (None, None, None),
+        };
+        let a_grad = if ranks > 0 { Some(self.slab.take::<f32>(ranks, inputs, 0)?) } else { None };
+        let has_bias = roles.iter().any(|(_, bias)| bias.is_some_and(|bias| self.has((block, bias))));
+        let bias = if has_bias { Some(self.slab.zeros::<f32>(1, outputs, 0)?) } else { None };
+        let (mut parts, mut at, mut rank_at) = (Vec::new(), 0, 0);
+        for (spec, (role, bias_role)) in specs.into_iter().zip(roles) {
+            let rows = self.shape.shape_of(*role)[0];
+            let mut part =
+                Part { at, outputs: rows, trained: None, adapter: None, packed: None, own: None, bias: None };
+            let mut view = weight.map(|weight| weight.slice_rows(at, rows).slice_cols(0, inputs));
+            if view.is_none() && !packed(spec) {
+                part.own = Some(self.slab.take::<bf16>(rows, inputs, 0)?);
+                view = part.own;
+            }
+            match (view, spec.storage) {
+                (Some(view), _) => {
+                    if spec.treatment == Treatment::Train {
+                        part.trained = Some(self.trained_matrix(spec, view)?);
+                    }
+                    self.places.insert(spec.slot, Place::Matrix { view, trained: part.trained });
+                }
+                (None, Storage::Nf4 { double }) => {
+                    let packed = self.packed(spec, rows, inputs, double)?;
+                    self.places.insert(spec.slot, Place::Packed(packed));
+                    part.packed = Some(packed);
+                }
+                (None, _) => return Err(unfit(spec.slot, "4 bits", "another format")),
+            }
+            if let (Some(bias), Some(bias_role)) = (bias, *bias_role)
+                && self.has((block, bias_role))
+            {
+                part.bias = self.vector((block, bias_role), bias.slice_cols(at, rows).reshaped(1, rows))?;
+            }
+            if let (Treatment::Adapt(adapter), Some(a_grad)) = (&spec.treatment, a_grad) {
+                let rank = adapter.rank;
+                let a_copy = match (weight, a) {
+                    (Some(weight), _) => weight.slice_rows(outputs + rank_at, rank).slice_cols(0, inputs),
+                    (None, Some(a)) => a.slice_rows(rank_at, rank).slice_cols(0, inputs),
+                    (None, None) => return Err(unfit(spec.slot, "room for an adapter", "none")),
+                };
+                let b_copy = match (weight, b) {
+                    (Some(weight), _) => weight.slice_rows(at, rows).slice_cols(inputs + rank_at, rank),
+                    (None, Some(b)) => b.slice_rows(at, rows).slice_cols(rank_at, rank),
+                    (None, None) => return Err(unfit(spec.slot, "room for an adapter", "none")),
+                };
+                let a_grad = a_grad.slice_rows(rank_at, rank);
+                self.adapter_matrix(&adapter.a, a_copy, 1.0, Some(a_grad))?;
+                let b = self.adapter_matrix(&adapter.b, b_copy, adapter.scale, None)?;
+                part.adapter = Some(PartAdapter { rank, at: rank_at, scale: adapter.scale, b });
+                rank_at += rank;
+            }
+            at += rows;
+            parts.push(part);
+        }
+        Ok(Group { inputs, outputs, rank, ranks, weight, a, b, a_grad, bias, parts })
+    }
+
+    fn packed(&mut self, spec: &TensorSpec, rows: usize, cols: usize, double: bool) -> Result<Packed> {
+        if !cols.is_multiple_of(nf4::BLOCK) {
+            return Err(unfit(spec.slot, "a multiple of 64 columns, to be kept in 4 bits", &cols.to_string()));
+        }
+        if spec.treatment == Treatment::Train {
+            return Err(unfit(spec.slot, "16 or 32 bits, since it trains", "4 bits"));
+        }
+        if double && self.map.is_none() {
+            let map = self.slab.take::<f32>(1, 256, 0)?;
+            self.context.upload(map, &dynamic_map(true))?;
+            self.map = Some(map);
+        }
+        Packed::new(&mut self.slab, [rows, cols], self.map.filter(|_| double))
+    }
+
+    fn adapter_matrix(&mut self, name: &str, copy: View<bf16>, scale: f32, grad: Option<View<f32>>) -> Result<usize> {
+        let (rows, cols) = (copy.rows(), copy.cols());
+        let grad = match grad {
+            Some(grad) => grad,
+            None => self.slab.take(rows, cols, 0)?,
+        };
+        let master = Some(self.slab.zeros(rows, cols, 0)?);
+        Ok(self.push(Trainable {
+            name: name.into(),
+            rows,
+            cols,
+            master,
+            copy: Some(copy),
+            scale,
+            on_bf16_grid: false,
+            grad: Grad::Wide(grad),
+            moments: None,
+            updates: 0,
+        }))
+    }
+}
+
+/// The kernels read eight numbers at a time.
+pub(super) fn check_shape(shape: &ModelShape) -> Result<()> {
+    let widths =
+        [("hidden size", shape.hidden, 8), ("intermediate size", shape.intermediate, 8), ("head size", shape.dim, 16)];
+    for (what, width, step) in widths {
+        if !width.is_multiple_of(step) || width == 0 {
+            return Err(EngineError::Shape {
+                what: what.into(),
+                expected: format!("a multiple of {step} on a GPU"),
+                found: width.to_string(),
+            });
+        }
+    }
+    if shape.dim > 256 {
+        let found = shape.dim.to_string();
+        return Err(EngineError::Shape { what: "head size".into(), expected: "up to 256 on a GPU".into(), found });
+    }
+    expect_shape("inverse frequencies", shape.dim / 2, shape.inverse_frequencies.len())?;
+    expect_shape("windows", shape.blocks, shape.windows.len())
+}
