@@ -1,6 +1,6 @@
 // Rows of the embedding table, and the gradient of the table.
 //
-// Traffic: forward reads and writes a row a token. The gradient is added without atomics: one block a distinct token id
+// Traffic: forward reads and writes a row a token; too little of a step (0.02 ms of 500) to be measured alone. The gradient is added without atomics: one block a distinct token id
 // adds the rows of all its places, in their order, so that a run gives the same bits again.
 
 extern "C" __global__ void __launch_bounds__(256) embedding_forward(

@@ -9,6 +9,7 @@ use liftplan_engine::cuda::{
 use liftplan_engine::ops::attention::Heads;
 use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, grad_norm};
 use liftplan_engine::rng::Random;
+use liftplan_engine::storage::nf4::VALUES;
 use liftplan_engine::{
     Adapter, AdapterOptions, Batch, Block, BlockShape, Decoder, Keep, Linear, Param, Pool, Rope, StepOptions, Weight,
 };
@@ -160,28 +161,10 @@ fn on_card(context: &Context, case: &Case, values: &Values) -> CudaDecoder {
 
 /// What 4 bits make of a weight, without the second quantisation, which is finer than what is compared.
 fn four_bits(w: &[f32]) -> Vec<f32> {
-    const CODES: [f32; 16] = [
-        -1.0,
-        -0.696_192_8,
-        -0.525_073_05,
-        -0.394_917_5,
-        -0.284_441_38,
-        -0.184_773_43,
-        -0.091_050_036,
-        0.0,
-        0.079_580_3,
-        0.160_930_2,
-        0.246_112_3,
-        0.337_915_24,
-        0.440_709_83,
-        0.562_617,
-        0.722_956_84,
-        1.0,
-    ];
     w.chunks(64)
         .flat_map(|block| {
             let max = block.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-            let near = |x: f32| CODES.into_iter().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap();
+            let near = |x: f32| VALUES.into_iter().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap();
             block.iter().map(|x| near(x / max) * max).collect::<Vec<_>>()
         })
         .collect()

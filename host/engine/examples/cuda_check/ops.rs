@@ -4,13 +4,15 @@ use half::bf16;
 use liftplan_engine::cuda::attention::{self, Documents, Shape};
 use liftplan_engine::cuda::gemm::{Layout, multiply};
 use liftplan_engine::cuda::memory::Element;
-use liftplan_engine::cuda::nf4::{Packed, dynamic_map};
+use liftplan_engine::cuda::nf4::Packed;
 use liftplan_engine::cuda::slab::Slab;
 use liftplan_engine::cuda::{Buffer, Context, View, ops};
 use liftplan_engine::ops as cpu;
 use liftplan_engine::ops::attention::{Heads, Kept, Span};
 use liftplan_engine::ops::matmul::{self, Into};
 use liftplan_engine::rng::Random;
+use liftplan_engine::storage::dynamic8::SIGNED;
+use liftplan_engine::storage::nf4::VALUES;
 
 use crate::Report;
 
@@ -313,38 +315,18 @@ fn embeddings(bench: &mut Bench<'_>, report: &mut Report) {
     report.compare("embedding: backward", &bench.context.download(grad).unwrap(), &d_table, 1e-6);
 }
 
-/// The 4-bit codes of QLoRA.
-const CODES: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
-
 fn nf4(bench: &mut Bench<'_>, report: &mut Report) {
     let context = bench.context;
     for [rows, cols] in [[3, 64], [96, 576], [1024, 4096]] {
         let w = bench.normal(rows * cols, 0.0, 0.02);
         let view = bench.narrow(rows, cols, 64, &w);
         let maxima: Vec<f32> = w.chunks(64).map(|block| block.iter().fold(0.0_f32, |m, x| m.max(x.abs()))).collect();
-        let nearest = |x: f32| CODES.into_iter().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap();
+        let nearest = |x: f32| VALUES.into_iter().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap();
         for double in [false, true] {
             let mut kept = maxima.clone();
             if double {
                 let mean = (maxima.iter().map(|&x| f64::from(x)).sum::<f64>() / maxima.len() as f64) as f32;
-                let map = dynamic_map(true);
+                let map = SIGNED.values;
                 kept = maxima
                     .chunks(256)
                     .flat_map(|block| {
@@ -365,7 +347,7 @@ fn nf4(bench: &mut Bench<'_>, report: &mut Report) {
                 .flat_map(|(block, (max, kept))| block.iter().map(|x| nearest(x / max) * kept).collect::<Vec<_>>())
                 .collect();
             let mut slab = Slab::new(context);
-            let map = bench.put(&dynamic_map(true));
+            let map = bench.put(&SIGNED.values);
             let packed = Packed::new(&mut slab, [rows, cols], double.then_some(map)).unwrap();
             let scratch = bench.poisoned(1, rows * cols / 64, 0);
             packed.pack(context, view, scratch).unwrap();

@@ -11,11 +11,12 @@ use super::context::Context;
 use super::decoder::Table;
 use super::group::{Group, Part, PartAdapter};
 use super::memory::View;
-use super::nf4::{self, Packed, dynamic_map};
+use super::nf4::{self, Packed};
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
 use super::trainable::{Grad, Trainable};
 use crate::error::{EngineError, Result, expect_shape};
+use crate::storage::dynamic8::SIGNED;
 
 /// Ranks of a group are padded to a multiple of this, a tile of the products.
 const RANK_PAD: usize = 64;
@@ -248,7 +249,7 @@ impl<'a> Maker<'a> {
         }
         if double && self.map.is_none() {
             let map = self.slab.take::<f32>(1, 256, 0)?;
-            self.context.upload(map, &dynamic_map(true))?;
+            self.context.upload(map, &SIGNED.values)?;
             self.map = Some(map);
         }
         Packed::new(&mut self.slab, [rows, cols], self.map.filter(|_| double))

@@ -4,11 +4,11 @@ use super::context::Launch;
 use super::decoder::Decoder;
 use super::kernels::{args, sources::ADAMW};
 use super::memory::{Buffer, View};
-use super::nf4::dynamic_map;
 use super::profile::Kind;
 use super::trainable::{Grad, MomentFormat, Moments, Trainable};
 use crate::error::{EngineError, Result};
 use crate::optim::AdamWOptions;
+use crate::storage::dynamic8::{SIGNED, UNSIGNED};
 
 /// Elements of a chunk, as the kernels have it.
 const CHUNK: usize = 8192;
@@ -115,7 +115,7 @@ impl Decoder {
         let context = &self.context;
         let buffer = |bytes: usize| Buffer::new(context, bytes);
         let maps = buffer(512 * 4)?;
-        context.upload(maps.view(1, 512), &[dynamic_map(true), dynamic_map(false)].concat())?;
+        context.upload(maps.view(1, 512), &[SIGNED.values, UNSIGNED.values].concat())?;
         let tables = Tables {
             descriptors: buffer(of.len() * size_of::<Descriptor>())?,
             chunks: buffer(chunks.len() * 4)?,
