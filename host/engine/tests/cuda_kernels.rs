@@ -5,6 +5,7 @@
 
 use liftplan_engine::cuda::kernels::{all, compile, supported_archs};
 use liftplan_engine::cuda::libraries::Library;
+use rayon::prelude::*;
 
 #[test]
 fn every_kernel_compiles_for_every_architecture() {
@@ -15,7 +16,7 @@ fn every_kernel_compiles_for_every_architecture() {
         return;
     }
     let known = supported_archs().unwrap();
-    let mut compiled = 0;
+    let mut work = Vec::new();
     for (arch, number, hopper) in
         [("sm_80", 80, false), ("sm_90a", 90, true), ("sm_100", 100, false), ("sm_120", 120, false)]
     {
@@ -24,13 +25,14 @@ fn every_kernel_compiles_for_every_architecture() {
             continue;
         }
         for source in all().into_iter().filter(|source| hopper || !source.hopper) {
-            for defines in source.defines {
-                let code = compile(source, defines, arch).unwrap_or_else(|error| panic!("{error}"));
-                assert!(code.starts_with(b"\x7fELF"), "{} for {arch} is not machine code", source.name);
-                compiled += 1;
-            }
+            work.extend(source.defines.iter().map(|defines| (source, *defines, arch)));
         }
     }
+    work.par_iter().for_each(|(source, defines, arch)| {
+        let code = compile(source, defines, arch).unwrap_or_else(|error| panic!("{error}"));
+        assert!(code.starts_with(b"\x7fELF"), "{} for {arch} is not machine code", source.name);
+    });
+    let compiled = work.len();
     assert!(compiled >= 2 * all().len());
 }
 
