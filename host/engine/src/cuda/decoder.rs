@@ -210,6 +210,9 @@ impl Decoder {
     pub fn choose_plan(&self, batch: &Batch) -> Result<StepPlan> {
         let blocks = self.blocks.len() - self.lowest();
         let (mut available, mut total) = (usize::MAX / 4, usize::MAX / 4);
+        if let (true, Some(budget)) = (self.context.is_dry(), self.budget) {
+            (available, total) = (budget.saturating_sub(self.slab.bytes()), budget);
+        }
         if !self.context.is_dry() {
             let (free, all) = self.context.memory()?;
             let held = self.arena.size();

@@ -1,0 +1,101 @@
+//! What a step on the GPU takes, counted without a GPU, against what was measured on an H100 (`host/docs/gpu.md`).
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)]
+
+use liftplan_engine::Batch;
+use liftplan_engine::cuda::{
+    AdapterSpec, Builder, Context, Decoder, Level, ModelShape, MomentFormat, Options, Role, Slot, StepPlan, Storage,
+    TensorSpec, Treatment, Update,
+};
+
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// The shape of Qwen3-8B with adapters of rank 16 on all linear layers.
+fn decoder(storage: Storage, options: Options) -> Decoder {
+    let shape = ModelShape {
+        vocab: 151_936,
+        hidden: 4096,
+        intermediate: 12_288,
+        blocks: 36,
+        heads: 32,
+        kv_heads: 8,
+        dim: 128,
+        windows: vec![None; 36],
+        rms_eps: 1e-6,
+        tied: false,
+        inverse_frequencies: vec![1.0; 64],
+    };
+    use Role::{Down, Embedding, FinalNorm, Gate, Head, InputNorm, K, KNorm, O, PostNorm, Q, QNorm, Up, V};
+    let mut slots: Vec<Slot> = vec![(None, Embedding), (None, FinalNorm), (None, Head)];
+    for block in 0..shape.blocks {
+        slots.extend([InputNorm, Q, K, V, QNorm, KNorm, O, PostNorm, Gate, Up, Down].map(|role| (Some(block), role)));
+    }
+    let specs: Vec<TensorSpec> = slots
+        .into_iter()
+        .map(|slot| {
+            let linear = matches!(slot.1, Q | K | V | O | Gate | Up | Down);
+            let name = format!("{slot:?}");
+            let adapter = || AdapterSpec { rank: 16, scale: 2.0, a: format!("{name}.A"), b: format!("{name}.B") };
+            let treatment = if linear { Treatment::Adapt(adapter()) } else { Treatment::Frozen };
+            TensorSpec { slot, treatment, storage: if linear { storage } else { Storage::Bf16 }, name }
+        })
+        .collect();
+    let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, options).unwrap().finish();
+    let updates: Vec<Update> =
+        (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
+    decoder.prepare(&updates).unwrap();
+    decoder
+}
+
+/// Four documents of 2048 tokens.
+fn batch() -> Batch {
+    let (ids, targets) = (vec![1; 2048], vec![true; 2048]);
+    Batch::pack((0..4).map(|_| (ids.as_slice(), targets.as_slice())))
+}
+
+/// GiB of the model and of a step by this plan.
+fn gib(decoder: &Decoder, plan: &StepPlan) -> f64 {
+    (decoder.model_bytes() + decoder.needed(&batch(), plan).unwrap()) as f64 / GIB
+}
+
+fn close(found: f64, measured: f64) {
+    assert!((found / measured - 1.0).abs() < 0.01, "{found:.2} GiB predicted, {measured:.2} measured");
+}
+
+#[test]
+fn a_lora_step_takes_what_was_measured() {
+    let decoder = decoder(Storage::Bf16, Options::default());
+    // 48.68 GiB and 16.89 GiB on the card.
+    close(gib(&decoder, &StepPlan::new(36, 36, 36, 8192, 2048)), 48.68);
+    let lean = StepPlan { pieces: 4, offload: true, ..StepPlan::new(36, 0, 0, 4096, 1024) };
+    close(gib(&decoder, &lean), 16.89);
+}
+
+#[test]
+fn a_qlora_step_takes_what_was_measured() {
+    let options = Options { moments: MomentFormat::EightBit, rank_multiple: 16, ..Options::default() };
+    let decoder = decoder(Storage::Nf4 { double: true }, options);
+    let lean = StepPlan { pieces: 2, offload: true, ..StepPlan::new(36, 0, 0, 4096, 1024) };
+    // 7.34 GiB on the card.
+    close(gib(&decoder, &lean), 7.34);
+}
+
+#[test]
+fn the_plan_fits_the_budget_and_grows_with_it() {
+    let mut decoder = decoder(Storage::Bf16, Options::default());
+    let mut before = (0, 0);
+    for budget in [17.2, 19.0, 24.0, 40.0, 60.0] {
+        decoder.set_budget(Some((budget * GIB) as usize));
+        let plan = decoder.choose_plan(&batch()).unwrap();
+        let taken = gib(&decoder, &plan);
+        assert!(taken <= budget, "{taken:.2} of {budget} GiB");
+        let all = plan.count(Level::All);
+        let kept = (all + plan.count(Level::Products), all);
+        assert!(kept >= before, "{kept:?} blocks kept in {budget} GiB, {before:?} in less");
+        before = kept;
+    }
+    assert_eq!(before, (36, 36));
+    decoder.set_budget(Some((16.0 * GIB) as usize));
+    let error = decoder.choose_plan(&batch()).unwrap_err().to_string();
+    assert!(error.starts_with("out of GPU memory: "), "{error}");
+}
