@@ -8,8 +8,10 @@ Also here: the noise that people make when they type (swapped letters, missing c
 Standard library only.
 """
 
+import json
 import random
 import re
+from pathlib import Path
 
 SLOT_OR_CHOICE = re.compile(r"\{([a-z_0-9]+)\}|\[([^\[\]]*)\]")
 
@@ -98,3 +100,25 @@ def as_typed(text, rng):
 def generator(*parts):
     """A random generator whose stream depends on its name only, not on what was generated before it."""
     return random.Random("/".join(str(part) for part in parts))
+
+
+def split(name, part, size, kinds, make):
+    """The rows of one file: `make(kind, part, rng)` gives one, a dictionary. Kinds in equal shares and in random order,
+    none twice by its first value."""
+    rng = generator(name, part)
+    seen, rows = set(), []
+    while len(rows) < size:
+        row = make(kinds[len(rows) % len(kinds)], part, rng)
+        first = next(iter(row.values()))
+        if first not in seen:
+            seen.add(first)
+            rows.append(row)
+    rng.shuffle(rows)
+    return rows
+
+
+def write_rows(path, rows):
+    """Writes one JSON object a line, and makes the folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="\n") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

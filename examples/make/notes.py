@@ -8,11 +8,10 @@ First names, surnames and place names of validation and test occur in no trainin
 is kept back for them. A quarter of the reports have typing errors outside of names and numbers.
 """
 
-import json
 import sys
 from pathlib import Path
 
-from grammar import generator, sentence, with_typos
+from grammar import sentence, split, with_typos, write_rows
 from note_kinds import KINDS, Names, distractions
 
 SEED = "notes-1"
@@ -20,7 +19,7 @@ SIZES = {"train": 1500, "validation": 120, "test": 180}
 
 
 def make_note(kind, part, rng):
-    """One `(report, summary)`."""
+    """One report with its summary."""
     names = Names(rng, part)
     report = kind(rng, part, names)
     lines = report.facts + distractions(rng, part, names, rng.randint(0, 4))
@@ -36,29 +35,14 @@ def make_note(kind, part, rng):
         body = "\n".join("- " + line for line in lines)
     else:
         body = "; ".join(line.rstrip(".") for line in lines) + "."
-    return f"{report.title}\n{body}", report.summary
-
-
-def make_split(part):
-    """The notes of one file, kinds in equal shares and in random order, none twice."""
-    rng = generator(SEED, part)
-    seen, rows = set(), []
-    while len(rows) < SIZES[part]:
-        report, summary = make_note(KINDS[len(rows) % len(KINDS)], part, rng)
-        if report not in seen:
-            seen.add(report)
-            rows.append({"prompt": report, "completion": summary})
-    rng.shuffle(rows)
-    return rows
+    return {"prompt": f"{report.title}\n{body}", "completion": report.summary}
 
 
 def main(folder):
     """Writes the three files."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for part in SIZES:
-        rows = make_split(part)
-        with open(Path(folder) / f"{part}.jsonl", "w", encoding="utf-8", newline="\n") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for part, size in SIZES.items():
+        rows = split(SEED, part, size, KINDS, make_note)
+        write_rows(Path(folder) / f"{part}.jsonl", rows)
         print(part, len(rows))
 
 

@@ -10,13 +10,12 @@ cores, and which of them became the label was a coin's decision: nobody can get 
 No core sentence of validation or test stands in a training ticket; asides, products and courtesies are common to all.
 """
 
-import json
 import re
 import sys
 from collections import Counter
 from pathlib import Path
 
-from grammar import as_typed, expand, generator, held_out, sentence
+from grammar import as_typed, expand, held_out, sentence, split, write_rows
 from lexicon import DEVICES, GOODS, LEXICON
 from ticket_templates import ASIDES, ASKS, CLOSINGS, CORES, FILLERS, NEUTRAL_ASKS, OPENINGS, SYNONYMS, TOPICS
 
@@ -37,7 +36,7 @@ def reworded(text, rng):
 
 
 def make_ticket(topic, part, rng):
-    """One ticket as `(text, label)`."""
+    """One ticket with its label."""
     # Only what has a plug or a battery is repaired here or asked about. Every mention in a ticket is of the same product.
     powered = topic in ("repair", "advice") or rng.random() < 0.6
     bound = {"product": rng.choice(DEVICES if powered else GOODS)}
@@ -81,29 +80,14 @@ def make_ticket(topic, part, rng):
     if rng.random() < 0.4:
         body.append(say(CLOSINGS)[:-1])
     # Drawing twice from a short list can say the same thing twice; once is enough.
-    return as_typed(" ".join(dict.fromkeys(body)), rng), label
-
-
-def make_split(part):
-    """The tickets of one file, topics in equal shares and in random order, none twice."""
-    rng = generator(SEED, part)
-    seen, rows = set(), []
-    while len(rows) < SIZES[part]:
-        text, label = make_ticket(TOPICS[len(rows) % len(TOPICS)], part, rng)
-        if text not in seen:
-            seen.add(text)
-            rows.append({"text": text, "label": label})
-    rng.shuffle(rows)
-    return rows
+    return {"text": as_typed(" ".join(dict.fromkeys(body)), rng), "label": label}
 
 
 def main(folder):
     """Writes the three files and says what is in them."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for part in SIZES:
-        rows = make_split(part)
-        with open(Path(folder) / f"{part}.jsonl", "w", encoding="utf-8", newline="\n") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for part, size in SIZES.items():
+        rows = split(SEED, part, size, TOPICS, make_ticket)
+        write_rows(Path(folder) / f"{part}.jsonl", rows)
         print(part, len(rows), dict(sorted(Counter(row["label"] for row in rows).items())))
 
 

@@ -135,6 +135,7 @@ struct WrittenMethod {
     name: Option<String>,
     learning_rates: Option<Vec<f64>>,
     policy: Option<Map<String, Value>>,
+    storage: Option<Map<String, Value>>,
     train: Option<Map<String, Value>>,
     optimizer: Option<Map<String, Value>>,
     schedule: Option<Map<String, Value>>,
@@ -310,6 +311,7 @@ fn methods(file: &Layer, written: &Written, shared: &Layer, absolute: &Path, dir
 fn method_layer(file: &Layer, table: &WrittenMethod, path: &str, has_rates: bool) -> Result<Layer> {
     let sections = [
         ("policy", &table.policy),
+        ("storage", &table.storage),
         ("train", &table.train),
         ("optimizer", &table.optimizer),
         ("schedule", &table.schedule),

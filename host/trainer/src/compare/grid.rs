@@ -274,7 +274,7 @@ fn test(
     base.ok_or_else(|| crate::Error::internal("the untouched model was not judged"))
 }
 
-/// The configuration for judging the untouched model: its policy and optimiser mean nothing there, and are the same
+/// The configuration for judging the untouched model: its policy and optimizer mean nothing there, and are the same
 /// whichever method comes first.
 fn untouched(config: &Config) -> Config {
     let mut config = config.clone();

@@ -51,8 +51,10 @@ impl<'a> Site<'a> {
             }
         }
         // A plugin, or what a policy reads: whatever in its settings is a file, by its content.
-        let named = config.policy.settings.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
-        for (key, text) in named.chain([("name", config.policy.name.as_str())]) {
+        let policy = serde_json::to_value(&config.policy).unwrap_or_default();
+        for (key, text) in
+            policy.as_object().into_iter().flatten().filter_map(|(key, value)| Some((key, value.as_str()?)))
+        {
             if Path::new(text).is_file() {
                 files.insert(format!("policy.{key}"), self.store.file_hash(Path::new(text))?);
             }

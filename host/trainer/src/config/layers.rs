@@ -73,7 +73,7 @@ impl Layer {
             }
         }
         if let Some(Value::Object(policy)) = self.value.get_mut("policy") {
-            for key in POLICY_FILES {
+            for key in POLICY_FILES.into_iter().chain(["plugin"]) {
                 if let Some(Value::String(file)) = policy.get_mut(key) {
                     whole(file);
                 }
@@ -96,7 +96,7 @@ impl Layer {
                 }
             }
         }
-        if sets("policy.name") {
+        if sets("policy.name") || sets("policy.plugin") {
             lower.value.shift_remove("policy");
         }
         join(&mut lower.value, self.value);

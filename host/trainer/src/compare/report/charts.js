@@ -158,19 +158,17 @@ function curves(rows) {
   return made.figure;
 }
 
-const KINDS = [["weights", "weights"], ["adapters", "adapters"], ["gradients", "gradients"], ["optimiser", "optimiser states"], ["rest", "activations and the program"]];
-const kindColour = (kind) => `var(--s${{ weights: 0, adapters: 2, gradients: 1, optimiser: 3, rest: 7 }[kind] ?? 4})`;
+const KINDS = [["weights", "weights", "--s0"], ["adapters", "adapters", "--s2"], ["gradients", "gradients", "--s1"], ["optimizer", "optimizer states", "--s3"],
+  ["activations", "activations", "--s6"], ["process", "the program and its data", "--s4"], ["rest", "the rest", "--s7"]];
 
-// The peak memory by what it is for, one bar a method, and a mark where it was predicted.
+// The peak memory by what it is for, one bar a method, and a mark where it was measured.
 function memoryBars(rows) {
   const shown = rows.filter((row) => !missing(row.memory.measured_bytes));
   const limit = DATA.setup.memory_budget_bytes;
-  const named = new Map([...KINDS, ...shown.flatMap((row) => Object.keys(row.memory.kinds)).map((kind) => [kind, kind])].reverse());
-  const order = [...KINDS.map(([kind]) => kind), ...[...named.keys()].filter((kind) => !KINDS.some(([known]) => known === kind))];
+  const held = (row) => Object.values(row.memory.kinds).reduce((a, b) => a + b, 0);
   const draw = (width) => {
-    const line = 46, height = shown.length * line + 30;
-    const sums = shown.map((row) => Math.max(row.memory.measured_bytes, Object.values(row.memory.kinds).reduce((a, b) => a + b, 0), row.memory.predicted_bytes ?? 0));
-    const px = scale(0, Math.max(...sums), 0, width - 80);
+    const line = 46, height = shown.length * line + (limit ? 20 : 0);
+    const px = scale(0, Math.max(...shown.map((row) => Math.max(row.memory.measured_bytes, held(row)))), 0, width - 92);
     const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "peak memory by kind" });
     shown.forEach((row, i) => {
       const y = i * line;
@@ -179,22 +177,23 @@ function memoryBars(rows) {
       if (!missing(row.memory.predicted_bytes)) told.push(`predicted ${bytes(row.memory.predicted_bytes)}`);
       const bar = s("g", {});
       let x = 0;
-      for (const kind of order.filter((kind) => row.memory.kinds[kind] > 0)) {
+      for (const [kind, name, ink] of KINDS.filter(([kind]) => row.memory.kinds[kind] > 0)) {
         const w = px(row.memory.kinds[kind]);
-        told.push(`${named.get(kind)} ${bytes(row.memory.kinds[kind])}`);
-        bar.append(s("rect", { x, y: y + 19, width: Math.max(0.5, w - 1), height: 16, fill: kindColour(kind), opacity: isControl(row) ? 0.55 : 0.9, rx: 1.5 }));
+        told.push(`${name} ${bytes(row.memory.kinds[kind])}`);
+        bar.append(s("rect", { x, y: y + 19, width: Math.max(0.5, w - 1), height: 16, fill: `var(${ink})`, opacity: isControl(row) ? 0.55 : 0.9, rx: 1.5 }));
         x += w;
       }
-      if (!missing(row.memory.predicted_bytes)) {
-        const at = px(row.memory.predicted_bytes);
-        bar.append(s("line", { x1: at, x2: at, y1: y + 16, y2: y + 38, stroke: "var(--ink)", "stroke-width": 2 }));
-      }
-      svg.append(tip(bar, told.join("\n")), s("text", { x: Math.max(x, px(row.memory.measured_bytes)) + 8, y: y + 31 }, bytes(row.memory.measured_bytes)));
+      const at = px(row.memory.measured_bytes);
+      bar.append(s("line", { x1: at, x2: at, y1: y + 16, y2: y + 38, stroke: "var(--ink)", "stroke-width": 2 }));
+      svg.append(tip(bar, told.join("\n")), s("text", { x: Math.max(x, at) + 8, y: y + 31 }, bytes(row.memory.measured_bytes)));
     });
-    if (limit && px(limit) <= width - 80) svg.append(s("line", { class: "zero", x1: px(limit), x2: px(limit), y1: 0, y2: height - 24 }));
+    if (limit && px(limit) <= width - 92) {
+      svg.append(s("line", { class: "zero", x1: px(limit), x2: px(limit), y1: 0, y2: height - 16 }), s("text", { x: px(limit), y: height - 2, "text-anchor": "middle" }, `budget ${bytes(limit)}`));
+    }
     return svg;
   };
-  const used = order.filter((kind) => shown.some((row) => row.memory.kinds[kind] > 0));
-  const legend = h("div", { class: "legend" }, used.map((kind) => h("span", {}, h("i", { class: "box", style: { "--c": kindColour(kind), display: "inline-block" } }), named.get(kind))));
+  const used = KINDS.filter(([kind]) => shown.some((row) => row.memory.kinds[kind] > 0));
+  const legend = h("div", { class: "legend" }, used.map(([, name, ink]) => h("span", {}, h("i", { class: "box", style: { "--c": `var(${ink})`, display: "inline-block" } }), name)),
+    h("span", {}, h("i", { style: { "--c": "var(--ink)", width: "2px", height: "14px", background: "var(--ink)", border: 0, display: "inline-block", "vertical-align": "-2px" } }), "measured"));
   return chart("Peak memory by what it is for", draw, null, legend).figure;
 }

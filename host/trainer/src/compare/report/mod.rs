@@ -247,7 +247,8 @@ pub struct Memory {
     pub predicted_bytes: Option<u64>,
     /// The most that any chosen run held.
     pub measured_bytes: Option<u64>,
-    /// By what it is for: `weights`, `adapters`, `gradients`, `optimiser`, and the `rest`: activations and the program.
+    /// By what it is for: `weights`, `adapters`, `gradients`, `optimizer`, predicted `activations` and `process`, and the `rest`
+    /// that was measured and not predicted.
     pub kinds: BTreeMap<String, u64>,
 }
 

@@ -74,10 +74,10 @@ function columns() {
     ["choosing", (r) => r.selection?.seconds, (r) => duration(r.selection.seconds), () => "–", "time to make the plan, statistics of the weights included"],
     ["trained", (r) => r.trainable_parameters, share, () => "0", "parameters that train, and their share of the model"],
     ["deployed", (r) => r.deployed?.bytes, (r) => `${bytes(r.deployed.bytes)} ${r.deployed.what}`, () => "–", "an adapter goes beside the base model"],
-    ["first token", (r) => timing(r, "first_token_s"), (r) => duration(timing(r, "first_token_s")), () => or(base.latency[0]?.first_token_s, duration), "latency of the deployed result, adapters merged"],
-    ["a token", (r) => timing(r, "next_token_s"), (r) => duration(timing(r, "next_token_s")), () => or(base.latency[0]?.next_token_s, duration), "each token after the first"],
+    ["first token", (r) => timing(r, "first_token_s"), (r) => duration(timing(r, "first_token_s")), () => or(base.latency[0]?.first_token_s, duration), "latency of the deployed result, adapters merged", "extra"],
+    ["a token", (r) => timing(r, "next_token_s"), (r) => duration(timing(r, "next_token_s")), () => or(base.latency[0]?.next_token_s, duration), "each token after the first", "extra"],
     ["forgetting", (r) => r.forgetting?.mean, (r) => signed(r.forgetting.mean), () => "", "rise of the loss on general text, nats a token"],
-    ...others.map((name) => [name, (r) => r.scores[name]?.mean, (r) => number(r.scores[name].mean), () => or(base.scores[name], number), "on the test data"]),
+    ...others.map((name) => [name, (r) => r.scores[name]?.mean, (r) => number(r.scores[name].mean), () => or(base.scores[name], number), "on the test data", "extra"]),
   ];
   return list.filter(([, key]) => rows.some((row) => !missing(key(row))));
 }
@@ -105,7 +105,7 @@ function results() {
   };
   const lines = [...body.children].slice(1);
   const heads = [["method", null, null, null, "sort by name"], ...all].map(([title, , , , about, kind], j) =>
-    h("th", { scope: "col", "aria-sort": "none", class: kind === "left" ? "left" : null }, h("button", { type: "button", title: about, onclick: () => sort(j - 1) }, title)));
+    h("th", { scope: "col", "aria-sort": "none", class: kind === "whisker" ? null : kind }, h("button", { type: "button", title: about, onclick: () => sort(j - 1) }, title)));
   return h("div", { class: "wide" }, h("table", { id: "results" }, h("caption", { style: { display: "none" } }, "results"), h("thead", {}, h("tr", {}, heads)), body));
 }
 

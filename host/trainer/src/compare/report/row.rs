@@ -96,7 +96,7 @@ fn row(site: &Site<'_>, method: &MethodResults, base: &BaseRow) -> Result<Row> {
         vs_base: None,
         vs_control: None,
         curve: curve(&chosen),
-        memory: memory(site, &chosen),
+        memory: memory(&chosen),
         tokens_per_s: (!chosen.is_empty()).then(|| median(&chosen.iter().map(|run| speed(run)).collect::<Vec<_>>())),
         train_s: (!chosen.is_empty())
             .then(|| mean(&chosen.iter().map(|run| run.summary.seconds.train).collect::<Vec<_>>())),
@@ -141,24 +141,29 @@ fn speed(run: &Trained) -> f64 {
     run.summary.tokens as f64 / steps / later_step_s(&run.records).max(1e-9)
 }
 
-fn memory(site: &Site<'_>, runs: &[&Trained]) -> Memory {
+fn memory(runs: &[&Trained]) -> Memory {
     let Some(largest) = runs.iter().max_by_key(|run| run.summary.peak_memory.measured_bytes) else {
         return Memory::default();
     };
-    let state = largest.plan.summary(&site.base.inventory).memory;
-    let measured_bytes = largest.summary.peak_memory.measured_bytes;
-    let mut kinds = BTreeMap::from([
-        ("weights".to_string(), state.weights_bytes),
-        ("adapters".to_string(), state.adapters_bytes),
-        ("gradients".to_string(), state.gradients_bytes),
-        ("optimiser".to_string(), state.optimizer_bytes),
-    ]);
-    kinds.retain(|_, bytes| *bytes > 0);
-    let lasting: u64 = kinds.values().sum();
-    if let Some(measured) = measured_bytes {
-        kinds.insert("rest".to_string(), measured.saturating_sub(lasting));
+    let peak = &largest.summary.peak_memory;
+    let measured_bytes = peak.measured_bytes;
+    let mut kinds = BTreeMap::new();
+    if let Some(predicted) = peak.predicted {
+        // What lasts through training is exact, being the plan's; the rest is the prediction's.
+        for (kind, bytes) in [
+            ("weights", predicted.weights_bytes),
+            ("adapters", predicted.adapters_bytes),
+            ("gradients", predicted.gradients_bytes),
+            ("optimizer", predicted.optimizer_bytes),
+            ("activations", predicted.activations_bytes),
+            ("process", predicted.process_bytes),
+        ] {
+            kinds.insert(kind.to_string(), bytes);
+        }
+        kinds.insert("rest".to_string(), measured_bytes.unwrap_or(0).saturating_sub(predicted.total()));
     }
-    Memory { predicted_bytes: largest.summary.peak_memory.predicted_bytes, measured_bytes, kinds }
+    kinds.retain(|_, bytes| *bytes > 0);
+    Memory { predicted_bytes: peak.predicted_bytes, measured_bytes, kinds }
 }
 
 /// The loss over steps, mean over seeds, in at most [`POINTS`] points, each the mean of the steps that it stands for.
