@@ -13,13 +13,15 @@ function chart(caption, draw, extra, below) {
   return { figure, redraw };
 }
 
-// About `count` round values that cover the range. Bytes are round in powers of two; `least` is the smallest step.
-function ticks(low, high, count, { binary = false, least = 0 } = {}) {
+// About `count` round values that cover the range. Bytes are round in powers of two, time in minutes and hours; `least` is
+// the smallest step.
+function ticks(low, high, count, { binary = false, clock = false, least = 0 } = {}) {
   if (!(high > low)) return [low];
-  const rough = Math.max((high - low) / count, least);
+  let rough = Math.max((high - low) / count, least);
+  if (clock && rough > 5) rough = [10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 18000, 36000].find((step) => step >= rough * 0.8) ?? rough;
   const unit = binary ? 1024 ** Math.floor(Math.log(rough) / Math.log(1024)) : 1;
   const power = unit * 10 ** Math.floor(Math.log10(rough / unit));
-  const step = power * ([1, 2, 5, 10].find((m) => m * power >= rough * 0.999999) || 10);
+  const step = clock && rough >= 10 && rough % 5 === 0 ? rough : power * ([1, 2, 5, 10].find((m) => m * power >= rough * 0.999999) || 10);
   const values = [];
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) values.push(Number(value.toPrecision(12)));
   return values;
@@ -77,11 +79,18 @@ function label(points, width, taken) {
 function scatter(caption, points, cost, show, scoreName, base, ticks) {
   const draw = (width) => {
     const height = Math.round(Math.min(360, Math.max(270, width * 0.62)));
-    const [low, high] = extent([...points.map((p) => p.score), ...(missing(base) ? [] : [base])], 0.1);
-    const [near, far] = extent(points.map((p) => p.cost), 0.14, 0);
-    const { group, px, py, left } = frame(width, height, { low: near, high: far, title: cost, show, ticks }, { low, high, title: scoreName, show: trimmed });
+    const scores = points.map((p) => p.score), span = Math.max(...scores) - Math.min(...scores) || 0.05 * Math.abs(scores[0]) || 1;
+    const seen = (value) => Math.min(Math.max(...scores) + span, Math.max(Math.min(...scores) - span, value));
+    const ends = points.flatMap((p) => (p.interval ? [seen(p.interval.low), seen(p.interval.high)] : [p.score]));
+    // A model that is far below would press everything else into a corner.
+    const near = !missing(base) && Math.abs(seen(base) - base) <= 2 * span;
+    const [low, high] = extent([...scores, ...ends, ...(near ? [base] : [])], 0.06);
+    const [least, most] = extent(points.map((p) => p.cost), 0.14, 0);
+    const { group, px, py, left, bottom } = frame(width, height, { low: least, high: most, title: cost, show, ticks }, { low, high, title: scoreName, show: trimmed });
     const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${scoreName} against ${cost}` }, group);
-    if (!missing(base)) {
+    if (!missing(base) && !near) {
+      svg.append(s("text", { x: left + 4, y: bottom - 6 }, `untouched model ${number(base)} ${base < low ? "↓" : "↑"}`));
+    } else if (near) {
       svg.append(s("line", { class: "zero", x1: left, x2: width - 10, y1: py(base), y2: py(base) }),
         s("text", { x: width - 12, y: py(base) + 15, "text-anchor": "end" }, "untouched model"));
     }
@@ -99,9 +108,11 @@ function scatter(caption, points, cost, show, scoreName, base, ticks) {
       const spread = p.interval ? ` (${range(p.interval)})` : "";
       return tip(mark, `${p.row.name}\n${scoreName} ${number(p.score)}${spread}\n${cost} ${show(p.cost)}${p.frontier ? "\non the frontier" : ""}`);
     });
-    const at = points.map((p) => ({ x: px(p.cost), y: py(p.score), name: p.row.name.length > 26 ? p.row.name.slice(0, 25) + "…" : p.row.name }));
-    const dots = at.map(({ x, y }) => [x - 8, y - 8, x + 8, y + 8]);
-    if (!missing(base)) dots.push([width - 110, py(base) + 2, width, py(base) + 18]);
+    // A control stands beside its method in the same colour, and needs no name.
+    const at = points.filter((p) => !isControl(p.row)).map((p) => ({ x: px(p.cost), y: py(p.score), name: p.row.name.length > 24 ? p.row.name.slice(0, 23) + "…" : p.row.name }));
+    const dots = points.map((p) => [px(p.cost) - 8, py(p.score) - 8, px(p.cost) + 8, py(p.score) + 8]);
+    if (near) dots.push([width - 110, py(base) + 2, width, py(base) + 18]);
+    else if (!missing(base)) dots.push([left, bottom - 18, left + 160, bottom]);
     svg.append(...label(at, width, dots), ...marks);
     return svg;
   };

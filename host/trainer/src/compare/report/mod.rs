@@ -363,3 +363,7 @@ pub fn write(report: &Report, dir: &Path) -> Result<()> {
     write_atomically(&dir.join("report.md"), markdown(report).as_bytes())?;
     write_atomically(&dir.join("report.html"), page(report)?.as_bytes())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

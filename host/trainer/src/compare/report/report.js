@@ -106,7 +106,7 @@ function results() {
   const lines = [...body.children].slice(1);
   const heads = [["method", null, null, null, "sort by name"], ...all].map(([title, , , , about, kind], j) =>
     h("th", { scope: "col", "aria-sort": "none", class: kind === "whisker" ? null : kind }, h("button", { type: "button", title: about, onclick: () => sort(j - 1) }, title)));
-  return h("div", { class: "wide" }, h("table", { id: "results" }, h("caption", { style: { display: "none" } }, "results"), h("thead", {}, h("tr", {}, heads)), body));
+  return h("div", { class: "wide breakout" }, h("table", { id: "results" }, h("caption", { style: { display: "none" } }, "results"), h("thead", {}, h("tr", {}, heads)), body));
 }
 
 function costs() {
@@ -117,7 +117,7 @@ function costs() {
   return [h("h2", {}, "Score against cost"),
     h("p", { class: "note" }, "The dashed line joins the methods that no other beats at their cost. Vertical lines are 95 % intervals over seeds."),
     h("div", { class: "two" }, memory.length > 0 && scatter(`${setup.score} against peak memory`, memory, "peak memory", bytes, setup.score, baseScore, { binary: true }),
-      time.length > 0 && scatter(`${setup.score} against training time`, time, "training time", duration, setup.score, baseScore))];
+      time.length > 0 && scatter(`${setup.score} against training time`, time, "training time", duration, setup.score, baseScore, { clock: true }))];
 }
 
 function layers() {

@@ -1,0 +1,139 @@
+//! The report of made-up results: what it says in words, and that no text in it is taken for anything else.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::compare::report::words::{number, signed};
+
+fn row(name: &str, score: f64, memory: u64, seconds: f64) -> Value {
+    json!({
+        "name": name, "policy": "lora", "settings": {}, "control_of": null, "status": "ok", "reason": null,
+        "tried": [{ "lr": 0.001, "validation": 0.5 }, { "lr": 0.01, "validation": 0.6 }], "lr": 0.01,
+        "seeds": [], "score": { "mean": score, "interval": { "low": score - 0.01, "high": score + 0.01 } }, "scores": {},
+        "vs_baseline": null, "vs_base": null, "vs_control": null, "curve": [],
+        "memory": { "predicted_bytes": null, "measured_bytes": memory, "kinds": {} },
+        "tokens_per_s": 100.0, "train_s": seconds, "steps": 10, "tokens": 1000, "selection": null,
+        "trainable_parameters": 5, "deployed": null, "latency": [], "forgetting": null, "layers": null,
+        "on_memory_frontier": false, "on_time_frontier": false
+    })
+}
+
+fn paired(difference: f64, finding: &str) -> Value {
+    json!({
+        "with": "A", "difference": difference, "interval": { "low": difference - 0.5, "high": difference + 0.5 },
+        "p_value": 0.5, "p_corrected": 0.5, "example_interval": null, "finding": finding
+    })
+}
+
+fn report(methods: Vec<Value>) -> Report {
+    let report = json!({
+        "schema": "liftplan-compare", "version": 1, "title": "T", "made": "2026-01-01T00:00:00Z",
+        "setup": {
+            "model": "m", "architecture": "llama", "blocks": 2, "parameters": 100, "task": "classification", "score": "accuracy",
+            "better": "higher", "score_command": null, "baseline": "A", "budget": "10 steps", "memory_budget_bytes": null,
+            "seeds": [1, 2, 3], "learning_rates": 2, "test_examples": 300, "data": {}, "jobs": 1, "model_hash": "h", "versions": {},
+            "executable": "e", "machine": { "platform": "p", "cpu": null, "threads": 2, "memory_bytes": null }, "configuration": "c"
+        },
+        "summary": [], "base": { "scores": { "accuracy": 0.2 }, "general_loss": null, "latency": [], "failure": null },
+        "methods": methods, "agreement": { "methods": [], "overlap": [] }
+    });
+    let mut report: Report = serde_json::from_value(report).unwrap();
+    row::frontiers(&mut report.methods, Better::Higher);
+    report.summary = words::summary(&report);
+    report
+}
+
+/// The sentences of a kind.
+fn said(report: &Report, kind: StatementKind) -> Vec<&str> {
+    report.summary.iter().filter(|said| said.kind == kind).map(|said| said.text.as_str()).collect()
+}
+
+#[test]
+fn what_is_supported_and_what_is_left_open_are_kept_apart() {
+    let mut methods =
+        vec![row("A", 0.80, 100 << 20, 10.0), row("B", 0.90, 300 << 20, 30.0), row("C", 0.81, 50 << 20, 40.0)];
+    methods[1]["vs_baseline"] = paired(0.10, "better");
+    methods[2]["vs_baseline"] = paired(0.01, "undecided");
+    methods.push(row("D", 0.80, 100 << 20, 10.0));
+    methods[3]["vs_baseline"] = paired(0.0, "identical");
+    methods[1]["vs_control"] = paired(-0.02, "undecided");
+    let report = report(methods);
+    let supported = said(&report, StatementKind::Supported);
+    assert_eq!(
+        supported[..3],
+        [
+            "B has the best mean accuracy on the test data: 0.9000 (95 % interval 0.8900 to 0.9100) over 3 seeds; the untouched model has 0.2000.",
+            "Better than A, by more than seeds and test examples explain: B (+0.1000; −0.4000 to +0.6000).",
+            "No difference from A in any run: D."
+        ]
+    );
+    assert!(supported.contains(&"C needs the least memory, 50.0 MiB; B the most, 300 MiB."), "{supported:?}");
+    assert_eq!(
+        said(&report, StatementKind::Open),
+        [
+            "Not told apart from A with 3 seeds and 300 test examples: C (+0.0100; −0.4900 to +0.5100). A difference inside these ranges can be there.",
+            "Nothing shows that the layers B chooses are better than as many drawn at random (−0.0200; −0.5200 to +0.4800)."
+        ]
+    );
+    let cautions = said(&report, StatementKind::Caution);
+    assert!(
+        cautions[0].starts_with("The highest learning rate that was tried came out best for A, B, C and D"),
+        "{cautions:?}"
+    );
+    assert!(cautions.iter().any(|said| said.starts_with("3 seeds show large differences only")));
+}
+
+#[test]
+fn methods_without_a_score_are_said_to_have_none() {
+    let mut failed = row("B", 0.0, 0, 0.0);
+    failed["score"] = Value::Null;
+    failed["status"] = "out_of_memory".into();
+    failed["reason"] = "needed too much".into();
+    let report = report(vec![row("A", 0.5, 1, 1.0), failed]);
+    assert!(said(&report, StatementKind::Caution).contains(&"B ran out of memory: needed too much."));
+    assert!(table(&report).contains("out of memory"));
+    let none = self::report(Vec::new());
+    assert_eq!(said(&none, StatementKind::Caution)[0], "No method has a score.");
+}
+
+#[test]
+fn the_frontier_is_what_no_other_beats() {
+    let report = report(vec![
+        row("small", 0.7, 10, 40.0),
+        row("middle", 0.8, 20, 30.0),
+        row("beaten", 0.75, 30, 35.0),
+        row("best", 0.9, 40, 50.0),
+        row("as good and larger", 0.8, 25, 30.0),
+    ]);
+    let on = |of: fn(&Row) -> bool| {
+        report.methods.iter().filter(|row| of(row)).map(|row| row.name.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(on(|row| row.on_memory_frontier), ["small", "middle", "best"]);
+    assert_eq!(on(|row| row.on_time_frontier), ["middle", "best"]);
+}
+
+#[test]
+fn text_is_text_everywhere() {
+    let nasty = "</script><script>window.hacked=1</script>\u{2028}|`*[x](y)";
+    let mut report = report(vec![row(nasty, 0.5, 1, 1.0)]);
+    report.title = "</title><img src=x onerror=alert(1)>".into();
+    report.setup.configuration = "a = \"```\"".into();
+    let page = page(&report).unwrap();
+    assert_eq!(page.matches("</script").count(), 2, "the page's own two scripts end once each");
+    assert_eq!(page.matches("</title").count(), 1);
+    assert!(!page.contains("<img") && !page.contains('\u{2028}'));
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let again: Report = serde_json::from_str(data).unwrap();
+    assert_eq!(again, report);
+
+    let markdown = markdown(&report);
+    assert!(markdown.contains("&lt;/script\\>") && markdown.contains("\\|\\`\\*\\[x\\](y)"), "{markdown}");
+    // The fence is longer than any in the configuration.
+    assert!(markdown.contains("````toml\n"), "{markdown}");
+}
+
+#[test]
+fn numbers_have_the_digits_that_mean_something() {
+    assert_eq!([0.86333, 12.3456, 345.678].map(number), ["0.8633", "12.35", "345.7"]);
+    assert_eq!([0.01, -0.01, 0.000_001, -0.000_001].map(signed), ["+0.0100", "−0.0100", "±0.0000", "±0.0000"]);
+}
