@@ -339,3 +339,16 @@ fn several_at_a_time_find_the_same() {
     };
     assert_eq!(scores("1"), scores("3"));
 }
+
+#[test]
+fn every_example_is_a_comparison() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/compare");
+    let mut loaded = 0;
+    for entry in fs::read_dir(examples).unwrap().flatten() {
+        if let Err(error) = liftplan::compare::Comparison::load(&entry.path(), &[]) {
+            panic!("{}: {error}", entry.path().display());
+        }
+        loaded += 1;
+    }
+    assert!(loaded >= 5, "{loaded}");
+}
