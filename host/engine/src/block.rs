@@ -67,7 +67,7 @@ pub(crate) struct Pass<'a> {
 /// What a block's forward pass keeps.
 pub(crate) struct BlockKept {
     /// The block's input, `[tokens, hidden]`.
-    x: Mat,
+    pub(crate) x: Mat,
     /// `None` when the block is recomputed.
     inner: Option<Inner>,
 }
@@ -140,6 +140,11 @@ impl Block {
         let mlp = self.gate.params_mut().chain(self.up.params_mut()).chain(self.down.params_mut());
         let first = std::iter::once(&mut self.input_norm).chain(attention).chain(norms).chain(self.o.params_mut());
         first.chain(std::iter::once(&mut self.post_norm)).chain(mlp)
+    }
+
+    /// Its linear layers, in the order of the forward pass.
+    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
     }
 
     /// Whether anything in it trains.
@@ -245,6 +250,17 @@ impl Block {
         let d_mid = self.backward_feed_forward(d_out, &mid, &mid_inverse_rms, gate, up, &kept, pass, need_mid)?;
         drop((mid, mid_inverse_rms));
         self.backward_attention(d_mid, &x, attention, pass, need_qkv, need_dx)
+    }
+
+    /// Shows each linear layer with the rows that it read in a forward pass that kept them, and the block's input.
+    pub(crate) fn show_inputs(&self, kept: &BlockKept, see: &mut dyn FnMut(&Linear, &Mat)) {
+        let Some(inner) = &kept.inner else { return };
+        let normed = renormed(&kept.x, &inner.attention.inverse_rms, &self.input_norm);
+        [&self.q, &self.k, &self.v].into_iter().for_each(|linear| see(linear, &normed));
+        see(&self.o, &inner.attention.out);
+        let normed = renormed(&inner.mid, &inner.mid_inverse_rms, &self.post_norm);
+        [&self.gate, &self.up].into_iter().for_each(|linear| see(linear, &normed));
+        see(&self.down, &self.activation(&inner.gate, &inner.up));
     }
 
     fn trains_before_attention(&self) -> bool {

@@ -264,12 +264,12 @@ impl Decoder {
         Ok(self.project(&self.final_normed(&x).0))
     }
 
-    fn pass<'a>(&self, positions: &'a [u32], spans: &'a [Span], dropout: DropoutPass) -> Pass<'a> {
+    pub(crate) fn pass<'a>(&self, positions: &'a [u32], spans: &'a [Span], dropout: DropoutPass) -> Pass<'a> {
         let longest = positions.iter().max().map_or(0, |&last| last as usize + 1);
         Pass { table: self.rope.table(longest), positions, spans, dropout }
     }
 
-    fn embed(&self, ids: &[u32]) -> Mat {
+    pub(crate) fn embed(&self, ids: &[u32]) -> Mat {
         let mut x = Mat::uninit(&self.pool, ids.len(), self.embedding.cols());
         embedding::forward(&mut x, &self.embedding.value, ids);
         x

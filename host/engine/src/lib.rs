@@ -17,6 +17,7 @@ pub mod decoder;
 pub mod linear;
 pub mod mat;
 pub mod memory;
+pub mod observe;
 pub mod ops;
 pub mod optim;
 pub mod param;

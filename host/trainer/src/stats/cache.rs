@@ -1,4 +1,4 @@
-//! Singular values on disk, by the content of the matrix: the same weights in another file, format or model are found
+//! Singular values and other numbers on disk, by the content of the weight: the same weights in another file, format or model are found
 //! again, and a scan that was stopped goes on where it was.
 //!
 //! Directory: `LIFTPLAN_CACHE`, or `liftplan` in `XDG_CACHE_HOME`, or `~/.cache/liftplan`. An empty `LIFTPLAN_CACHE` turns
@@ -18,6 +18,19 @@ const HASH: usize = 32;
 /// Part of every key: changes when the computation does.
 const VERSION: &[u8] = b"liftplan singular values 1\0";
 
+/// The user's directory for everything that can be computed again, if there is a place for one.
+pub fn root_of_user() -> Option<PathBuf> {
+    let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    match env::var_os("LIFTPLAN_CACHE") {
+        Some(chosen) if chosen.is_empty() => None,
+        Some(chosen) => Some(PathBuf::from(chosen)),
+        None => match variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()) {
+            Some(caches) => Some(caches.join("liftplan")),
+            None => Some(variable("HOME")?.join(".cache/liftplan")),
+        },
+    }
+}
+
 /// The cache.
 #[derive(Clone, Debug)]
 pub struct Cache {
@@ -27,16 +40,7 @@ pub struct Cache {
 impl Cache {
     /// The user's cache, if there is a place for one.
     pub fn of_user() -> Option<Self> {
-        let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let root = match env::var_os("LIFTPLAN_CACHE") {
-            Some(chosen) if chosen.is_empty() => return None,
-            Some(chosen) => PathBuf::from(chosen),
-            None => match variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()) {
-                Some(caches) => caches.join("liftplan"),
-                None => variable("HOME")?.join(".cache/liftplan"),
-            },
-        };
-        Some(Self::in_directory(&root))
+        Some(Self::in_directory(&root_of_user()?))
     }
 
     /// A cache below `root`.
@@ -44,10 +48,15 @@ impl Cache {
         Self { directory: root.join("statistics") }
     }
 
-    /// What the values of this matrix are kept under: the SHA-256 of its shape and its numbers.
+    /// What the singular values of this matrix are kept under: the SHA-256 of its shape and its numbers.
     pub(super) fn key(elements: &[f32], rows: usize, cols: usize) -> String {
+        Self::key_of(VERSION, elements, rows, cols)
+    }
+
+    /// What another statistic of this weight is kept under; `what` names it and changes when its computation does.
+    pub(super) fn key_of(what: &[u8], elements: &[f32], rows: usize, cols: usize) -> String {
         let mut hash = Sha256::new();
-        hash.update(VERSION);
+        hash.update(what);
         hash.update((rows as u64).to_le_bytes());
         hash.update((cols as u64).to_le_bytes());
         hash.update(bytemuck::cast_slice::<f32, u8>(elements));

@@ -8,6 +8,8 @@
 //! ```
 
 mod cache;
+mod calibration;
+mod elements;
 mod golub_kahan;
 mod ranking;
 mod scan;
@@ -16,10 +18,12 @@ mod singular;
 mod source;
 pub mod spectrum_files;
 
-pub use cache::Cache;
+pub use cache::{Cache, root_of_user as cache_root};
+pub use calibration::Calibration;
+pub use elements::{ElementStatistics, quantiles};
 pub use ranking::{kept, order};
 pub use scan::{Format, Row, Scan, scan, write_scan};
-pub use score::{Statistic, quantile, round_score, snr};
+pub use score::{Statistic, quantile, round_score, snr, spectral_threshold};
 pub use singular::singular_values;
 pub use source::{ModelStatistics, NoStatistics, Statistics};
 

@@ -97,14 +97,20 @@ pub fn snr(values: &[f64], rows: usize, cols: usize) -> Result<f64> {
     if largest == 0.0 {
         return Ok(0.0);
     }
-    let sigma = (quantile(values, 0.75) - quantile(values, 0.25)) / IQR_OF_NORMAL;
-    let beta = rows.min(cols) as f64 / rows.max(cols) as f64;
-    let threshold = sigma * (1.0 + beta.sqrt());
+    let threshold = spectral_threshold(values, rows, cols);
     let (mut signal, mut noise) = (0.0, 0.0);
     for value in values {
         if *value > threshold { signal += value } else { noise += value }
     }
     Ok(signal / noise.max(LEAST_NOISE * largest) / largest)
+}
+
+/// The singular value above which Spectrum counts as signal, of a `[rows, cols]` matrix with these singular values,
+/// descending: see [`snr`].
+pub fn spectral_threshold(values: &[f64], rows: usize, cols: usize) -> f64 {
+    let sigma = (quantile(values, 0.75) - quantile(values, 0.25)) / IQR_OF_NORMAL;
+    let beta = rows.min(cols) as f64 / rows.max(cols) as f64;
+    sigma * (1.0 + beta.sqrt())
 }
 
 /// The quantile at `part` (0 to 1) of values in descending order, with linear interpolation between neighbours, which is

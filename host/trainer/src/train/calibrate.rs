@@ -1,0 +1,301 @@
+//! Measurements for policies: the model as it was before training, on the batches that a run would begin with.
+//!
+//! In: the base model, the training data, the weights' own statistics. Out: a [`Statistics`] that answers for data too.
+//! The model is built when the first measurement is asked for, with nothing that trains. Gradients of frozen weights are
+//! computed one block at a time, so that no more memory is needed than for one block that trains.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use liftplan_engine::mat::Mat;
+use liftplan_engine::observe::Seen;
+use liftplan_engine::{Batch, Decoder, EngineError, Keep, Param, StepOptions};
+
+use super::build;
+use super::prepare::untouched;
+use super::session::dealing;
+use crate::config::Config;
+use crate::data::{self, Dataset, Sampler, SamplerOptions};
+use crate::model::BaseModel;
+use crate::model::inventory::TensorInfo;
+use crate::policy::storage_of;
+use crate::report::{Event, Observer, Silent};
+use crate::stats::{Calibration, ElementStatistics, ModelStatistics, Statistics, round_score};
+use crate::{Error, Result};
+
+/// The statistics of a model, on `data` too.
+pub struct Measured<'a> {
+    weights: ModelStatistics<'a>,
+    base: &'a BaseModel,
+    config: &'a Config,
+    data: &'a Dataset,
+    known: RefCell<BTreeMap<usize, Rc<dyn Calibration>>>,
+}
+
+impl<'a> Measured<'a> {
+    /// The statistics of `base` and of `data`, which a run by `config` would train on.
+    pub fn new(base: &'a BaseModel, config: &'a Config, data: &'a Dataset, observer: &'a mut dyn Observer) -> Self {
+        Self { weights: ModelStatistics::new(base, observer), base, config, data, known: RefCell::default() }
+    }
+}
+
+impl Statistics for Measured<'_> {
+    fn singular_values(&self, tensors: &[&TensorInfo]) -> Result<Vec<Arc<[f64]>>> {
+        self.weights.singular_values(tensors)
+    }
+
+    fn elements(&self, tensors: &[&TensorInfo]) -> Result<Vec<ElementStatistics>> {
+        self.weights.elements(tensors)
+    }
+
+    fn quantiles(&self, tensor: &TensorInfo, parts: &[f64], of_magnitudes: bool) -> Result<Vec<f64>> {
+        self.weights.quantiles(tensor, parts, of_magnitudes)
+    }
+
+    fn calibration(&self, batches: usize) -> Result<Rc<dyn Calibration>> {
+        if let Some(known) = self.known.borrow().get(&batches) {
+            return Ok(known.clone());
+        }
+        self.weights.tell(&Event::Phase("measuring the model on data"));
+        let lengths = self.data.examples.iter().map(|example| example.ids.len()).collect();
+        let options = SamplerOptions {
+            seed: self.config.seed,
+            batch_size: self.config.train.batch_size,
+            dealing: dealing(self.config),
+            epochs: None,
+        };
+        let mut sampler = Sampler::new(lengths, options)?;
+        let mut all = Vec::with_capacity(batches);
+        for _ in 0..batches {
+            let Some(step) = sampler.next_step() else { break };
+            let collate =
+                |micro: &Vec<usize>| data::collate(&micro.iter().map(|&i| &self.data.examples[i]).collect::<Vec<_>>());
+            all.push(step.micro_batches.iter().map(collate).collect());
+        }
+        let plan = untouched(self.base, storage_of(self.config.train.weights));
+        let decoder = RefCell::new(build(self.base, &plan, self.config.seed, &mut Silent)?);
+        let measurements: Rc<dyn Calibration> =
+            Rc::new(Measurements { decoder, batches: all, forward: OnceCell::new(), gradients: OnceCell::new() });
+        self.known.borrow_mut().insert(batches, measurements.clone());
+        Ok(measurements)
+    }
+}
+
+/// The model and the batches, each batch as its micro-batches; what was measured so far.
+struct Measurements {
+    decoder: RefCell<Decoder>,
+    batches: Vec<Vec<Batch>>,
+    forward: OnceCell<Forward>,
+    gradients: OnceCell<BTreeMap<String, Gradient>>,
+}
+
+/// What a forward pass shows.
+#[derive(Default)]
+struct Forward {
+    cosines: Vec<f64>,
+    inputs: BTreeMap<String, [f64; 4]>,
+}
+
+/// Numbers made of one tensor's gradient.
+#[derive(Clone, Copy, Default)]
+struct Gradient {
+    norm: f64,
+    squared: f64,
+    by_weight: f64,
+}
+
+impl Measurements {
+    fn micro_batches(&self) -> impl Iterator<Item = &Batch> {
+        self.batches.iter().flatten()
+    }
+
+    fn mean_loss(&self, decoder: &Decoder) -> Result<f64> {
+        let (mut sum, mut targets) = (0.0, 0);
+        for batch in self.micro_batches() {
+            let loss = decoder.loss(batch).map_err(broken)?;
+            sum += loss.sum;
+            targets += loss.targets;
+        }
+        Ok(round_score(sum / targets.max(1) as f64))
+    }
+
+    fn forward(&self) -> Result<&Forward> {
+        if let Some(forward) = self.forward.get() {
+            return Ok(forward);
+        }
+        let decoder = self.decoder.borrow();
+        let mut cosines = vec![0.0; decoder.blocks.len()];
+        let mut inputs: BTreeMap<String, [f64; 4]> = BTreeMap::new();
+        let mut tokens = 0;
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for batch in self.micro_batches() {
+            tokens += batch.tokens();
+            let mut see = |seen: Seen<'_>| match seen {
+                Seen::Block { block, input, output } => cosines[block] += cosine_sum(input, output),
+                Seen::Input { weight, x } => {
+                    let sums = inputs.entry(weight.to_string()).or_default();
+                    for value in x.iter().map(|value| f64::from(*value)) {
+                        sums[0] += value;
+                        sums[1] += value * value;
+                        sums[2] += value.abs();
+                        sums[3] = sums[3].max(value.abs());
+                    }
+                    *counts.entry(weight.to_string()).or_default() += x.len();
+                }
+            };
+            decoder.observe(batch, &mut see).map_err(broken)?;
+        }
+        cosines.iter_mut().for_each(|sum| *sum = round_score(*sum / tokens.max(1) as f64));
+        for (weight, sums) in &mut inputs {
+            let count = counts.get(weight).copied().unwrap_or(1) as f64;
+            *sums = [sums[0] / count, sums[1] / count, sums[2] / count, sums[3]].map(round_score);
+        }
+        Ok(self.forward.get_or_init(|| Forward { cosines, inputs }))
+    }
+
+    fn gradient(&self, tensor: &str) -> Result<Gradient> {
+        let gradients = match self.gradients.get() {
+            Some(gradients) => gradients,
+            None => {
+                let measured = self.measure_gradients()?;
+                self.gradients.get_or_init(|| measured)
+            }
+        };
+        gradients.get(tensor).copied().ok_or_else(|| Error::plan(format!("the model has no tensor `{tensor}`")))
+    }
+
+    /// The gradients of everything, one block at a time, and then of what lies outside the blocks.
+    fn measure_gradients(&self) -> Result<BTreeMap<String, Gradient>> {
+        let mut decoder = self.decoder.borrow_mut();
+        let mut gradients = BTreeMap::new();
+        for group in (0..decoder.blocks.len()).map(Some).chain([None]) {
+            set_trained(&mut decoder, group, true);
+            let measured = self.measure_group(&mut decoder, &mut gradients);
+            set_trained(&mut decoder, group, false);
+            measured?;
+        }
+        Ok(gradients)
+    }
+
+    fn measure_group(&self, decoder: &mut Decoder, gradients: &mut BTreeMap<String, Gradient>) -> Result<()> {
+        let targets = |batch: &[Batch]| batch.iter().map(Batch::target_count).sum::<usize>().max(1) as f32;
+        let all: f32 = self.batches.iter().map(|batch| targets(batch)).sum();
+        let mut totals: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        for batch in &self.batches {
+            let own = targets(batch);
+            decoder.clear_grads();
+            for micro in batch {
+                let options = StepOptions { grad_scale: 1.0 / own, keep: Keep::Inputs, dropout: None };
+                decoder.accumulate(micro, options).map_err(broken)?;
+            }
+            for param in decoder.params() {
+                let Some(gradient) = param.grad() else { continue };
+                let squared: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
+                gradients.entry(param.name().to_string()).or_default().squared += squared / self.batches.len() as f64;
+                let total = totals.entry(param.name().to_string()).or_insert_with(|| vec![0.0; gradient.len()]);
+                for (total, g) in total.iter_mut().zip(gradient) {
+                    *total += g * (own / all);
+                }
+            }
+        }
+        for param in decoder.params().filter(|param| param.trains()) {
+            let Some(total) = totals.get(param.name()) else { continue };
+            let weight = param.value.as_f32();
+            let (mut norm, mut by_weight) = (0.0, 0.0);
+            for (g, w) in total.iter().zip(weight.iter()) {
+                norm += f64::from(*g).powi(2);
+                by_weight += (f64::from(*g) * f64::from(*w)).abs();
+            }
+            let gradient = gradients.entry(param.name().to_string()).or_default();
+            gradient.norm = round_score(norm.sqrt());
+            gradient.by_weight = round_score(by_weight);
+            gradient.squared = round_score(gradient.squared);
+        }
+        Ok(())
+    }
+}
+
+/// Lets everything in one block train, or everything outside the blocks; or ends that.
+fn set_trained(decoder: &mut Decoder, group: Option<usize>, trained: bool) {
+    let set = |param: &mut Param| param.set_trained(trained);
+    match group {
+        Some(block) => {
+            if let Some(block) = decoder.blocks.get_mut(block) {
+                block.params_mut().for_each(set);
+            }
+        }
+        None => [&mut decoder.embedding, &mut decoder.norm].into_iter().chain(&mut decoder.head).for_each(set),
+    }
+}
+
+/// The sum over the rows of the cosines between two matrices' rows; that of a zero row is 0.
+fn cosine_sum(a: &Mat, b: &Mat) -> f64 {
+    let row = |i: usize| {
+        let (mut dot, mut aa, mut bb) = (0.0, 0.0, 0.0);
+        for (a, b) in a.row(i).iter().zip(b.row(i)) {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            dot += a * b;
+            aa += a * a;
+            bb += b * b;
+        }
+        if aa * bb > 0.0 { dot / (aa * bb).sqrt() } else { 0.0 }
+    };
+    (0..a.rows()).map(row).sum()
+}
+
+fn broken(error: EngineError) -> Error {
+    Error::train(format!("measuring the model on data: {error}"))
+}
+
+impl Calibration for Measurements {
+    fn tokens(&self) -> u64 {
+        self.micro_batches().map(|batch| batch.target_count() as u64).sum()
+    }
+
+    fn loss(&self) -> Result<f64> {
+        self.mean_loss(&self.decoder.borrow())
+    }
+
+    fn loss_without_block(&self, block: usize) -> Result<f64> {
+        let mut decoder = self.decoder.borrow_mut();
+        check_block(&decoder, block)?;
+        let skipped = decoder.blocks.remove(block);
+        let loss = self.mean_loss(&decoder);
+        decoder.blocks.insert(block, skipped);
+        loss
+    }
+
+    fn block_cosine(&self, block: usize) -> Result<f64> {
+        check_block(&self.decoder.borrow(), block)?;
+        Ok(self.forward()?.cosines[block])
+    }
+
+    fn gradient_norm(&self, tensor: &str) -> Result<f64> {
+        Ok(self.gradient(tensor)?.norm)
+    }
+
+    fn squared_gradient(&self, tensor: &str) -> Result<f64> {
+        Ok(self.gradient(tensor)?.squared)
+    }
+
+    fn weight_gradient(&self, tensor: &str) -> Result<f64> {
+        Ok(self.gradient(tensor)?.by_weight)
+    }
+
+    fn input_moments(&self, tensor: &str) -> Result<[f64; 4]> {
+        let moments = self.forward()?.inputs.get(tensor).copied();
+        moments.ok_or_else(|| Error::plan(format!("`{tensor}` is no linear layer's weight, which alone has an input")))
+    }
+}
+
+fn check_block(decoder: &Decoder, block: usize) -> Result<()> {
+    if block < decoder.blocks.len() {
+        return Ok(());
+    }
+    Err(Error::plan(format!(
+        "the model has no block {block}: its blocks are 0 to {}",
+        decoder.blocks.len().saturating_sub(1)
+    )))
+}
