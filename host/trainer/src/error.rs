@@ -56,6 +56,12 @@ impl Error {
         self
     }
 
+    /// Takes over the help of another error, if it has some.
+    pub(crate) fn help_of(mut self, other: Self) -> Self {
+        self.help = other.help.or(self.help);
+        self
+    }
+
     /// Puts where it happened in front of the message: `where: message`.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.message = format!("{place}: {}", self.message);

@@ -9,6 +9,7 @@ pub mod model;
 pub mod stats;
 pub mod plan;
 pub mod policy;
+pub mod plugin;
 pub mod train;
 pub mod checkpoint;
 pub mod export;

@@ -11,8 +11,7 @@ use liftplan::plan::memory::{self, States, Work};
 use liftplan::plan::{self, fit};
 use liftplan::report::process;
 use liftplan::report::text::memory as amount;
-use liftplan::stats::ModelStatistics;
-use liftplan::{Error, model, policy};
+use liftplan::{Error, model, policy, train};
 
 use super::here;
 use crate::args::Plan;
@@ -32,7 +31,7 @@ pub fn run(args: &Plan, output: &Output) -> Result<()> {
     let model = model::open(&config.model, Path::new(""), &mut progress)?;
     // What the program holds before it loads a model; the data come on top.
     let process_bytes = process::resident_bytes().unwrap_or(0);
-    let plan = policy::plan(&config, &model.inventory, &ModelStatistics::new(&model, &mut progress))?;
+    let plan = train::plan(&config, &model, &mut progress)?;
     drop(progress);
     if let Some(path) = &args.out {
         plan::file::write(&plan, path)?;

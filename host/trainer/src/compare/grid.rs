@@ -278,7 +278,7 @@ fn test(
 /// whichever method comes first.
 fn untouched(config: &Config) -> Config {
     let mut config = config.clone();
-    config.policy = PolicyConfig { name: "lora".into(), settings: Map::new() };
+    config.policy = PolicyConfig { name: "lora".into(), plugin: None, settings: Map::new() };
     config.optimizer.lr = 1e-4;
     config
 }
@@ -360,7 +360,7 @@ fn control(site: &Site<'_>, method: &Method, cell: &Cell) -> Result<Option<Metho
     }
     let settings = Map::from_iter([("like".to_string(), Value::String(file.display().to_string()))]);
     let mut config = method.config.clone();
-    config.policy = PolicyConfig { name: policy::CONTROL.into(), settings };
+    config.policy = PolicyConfig { name: policy::CONTROL.into(), plugin: None, settings };
     Ok(Some(Method {
         name: format!("{} · random layers", method.name),
         config,
@@ -418,7 +418,7 @@ fn lengths(
 pub fn later_step_s(records: &[Record]) -> f64 {
     let seconds = |record: &Record| match record {
         Record::Step(step) => Some(step.tokens as f64 / step.tokens_per_s.max(1e-9)),
-        Record::Eval(_) => None,
+        Record::Eval(_) | Record::Pick(_) => None,
     };
     let all: Vec<f64> = records.iter().filter_map(seconds).collect();
     stats::median(if all.len() > 1 { &all[1..] } else { &all })

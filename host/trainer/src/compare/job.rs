@@ -22,8 +22,7 @@ use crate::files::{output_error, write_atomically};
 use crate::model::{self, BaseModel};
 use crate::plan::{self, Treatment};
 use crate::report::{Event, Observer, process};
-use crate::stats::ModelStatistics;
-use crate::train::{Reopened, open_model, reopen};
+use crate::train::{self, Reopened, open_model, reopen};
 use crate::{Error, Result, policy};
 
 /// A job of a child process.
@@ -177,7 +176,7 @@ fn plan_alone(config: &Path, plan_file: &Path, observer: &mut dyn Observer) -> R
     let base = model::open(&config.model, Path::new(""), observer)?;
     let before = process::resident_bytes();
     let started = Instant::now();
-    let plan = policy::plan(&config, &base.inventory, &ModelStatistics::new(&base, observer))?;
+    let plan = train::plan(&config, &base, observer)?;
     let seconds = started.elapsed().as_secs_f64();
     let memory_bytes = process::peak_bytes().zip(before).map(|(peak, before)| peak.saturating_sub(before));
     plan::file::write(&plan, plan_file)?;

@@ -38,6 +38,7 @@ pub use data::{DataConfig, DataFormat, FieldNames, LossOn, OnProblem, TooLong};
 pub use places::Places;
 pub use storage::{FrozenStorage, StorageConfig};
 
+use crate::plugin::Limits;
 use crate::{Error, ErrorKind, Result};
 
 /// Everything a run works from, as resolved: defaults filled in, paths absolute.
@@ -66,6 +67,9 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// How the model is judged, before, during and after training.
     pub eval: EvalConfig,
+    /// What a plugin may use; all at their defaults where it is left out.
+    #[serde(default, skip_serializing_if = "Limits::is_default")]
+    pub plugins: Limits,
     /// Where each setting was written, for error messages; not part of the configuration's value.
     #[serde(skip)]
     pub places: Places,
@@ -82,8 +86,13 @@ pub enum Device {
 /// Which policy makes the plan. Everything in `[policy]` beside `name` is the policy's own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyConfig {
-    /// The policy's name, `lora`, `full` or `spectrum`, or a preset's (see [`presets`]), which stands for a policy. Required.
+    /// The policy's name: a built-in one's, `lora`, `full` or `spectrum`, a preset's (see [`presets`]), which stands for one,
+    /// or that of an installed plugin. Required unless `plugin` is there, and empty then.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
+    /// A plugin's file, instead of a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<PathBuf>,
     /// The policy's settings, checked by the policy (see [`crate::policy`]).
     #[serde(flatten)]
     pub settings: Map<String, Value>,

@@ -11,6 +11,7 @@ use super::{
     Bf16Update, Config, DataConfig, Device, EvalBy, EvalConfig, OptimizerConfig, OptimizerName, PolicyConfig,
     ScheduleConfig, ScheduleName, Task, TrainConfig, Weights, presets, storage,
 };
+use crate::plugin::Limits;
 use crate::{Error, Result};
 
 /// Resolves what was written in the file at `file` (an absolute path).
@@ -54,6 +55,7 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         train,
         optimizer: optimizer(written.optimizer)?,
         eval: eval(written.eval)?,
+        plugins: plugins(written.plugins)?,
         places,
     })
 }
@@ -104,9 +106,21 @@ fn policy(written: Option<Map<String, Value>>, directory: &Path) -> Result<Polic
     for part in settings.get_mut("parts").and_then(Value::as_array_mut).into_iter().flatten() {
         part.as_object_mut().into_iter().for_each(|part| absolute_files(part, directory));
     }
-    match settings.shift_remove("name").ok_or_else(missing)? {
-        Value::String(name) => Ok(PolicyConfig { name, settings }),
-        other => Err(Error::config(format!("`policy.name` must be a string, not {other}"))),
+    let string = |key: &str, value: Value| match value {
+        Value::String(text) if !text.is_empty() => Ok(text),
+        other => Err(Error::config(format!("`policy.{key}` must be a string, not {other}"))),
+    };
+    let name = settings.shift_remove("name").map(|name| string("name", name)).transpose()?;
+    let plugin = settings.shift_remove("plugin").map(|file| string("plugin", file)).transpose()?;
+    match (name, plugin) {
+        (Some(name), None) => Ok(PolicyConfig { name, plugin: None, settings }),
+        (None, Some(file)) => {
+            let plugin = Some(normal(&directory.join(file)));
+            Ok(PolicyConfig { name: String::new(), plugin, settings })
+        }
+        (Some(_), Some(_)) => Err(Error::config("`policy.name` and `policy.plugin` are both set")
+            .help("keep one: the name of a built-in policy or an installed plugin, or a plugin's file")),
+        (None, None) => Err(missing()),
     }
 }
 
@@ -116,6 +130,24 @@ fn absolute_files(settings: &mut Map<String, Value>, directory: &Path) {
             *file = normal(&directory.join(&*file)).display().to_string();
         }
     }
+}
+
+fn plugins(limits: Limits) -> Result<Limits> {
+    if !(limits.seconds.is_finite() && limits.seconds > 0.0) {
+        return Err(Error::config(format!("`plugins.seconds` must be above 0, not {}", limits.seconds)));
+    }
+    for (name, most, limit) in [
+        ("plugins.file_mib", 1 << 10, limits.file_mib),
+        ("plugins.memory_mib", 4 << 10, limits.memory_mib),
+        ("plugins.passed_mib", 4 << 10, limits.passed_mib),
+        ("plugins.log_kib", 1 << 20, limits.log_kib),
+        ("plugins.state_kib", 1 << 20, limits.state_kib),
+    ] {
+        if limit > most {
+            return Err(Error::config(format!("`{name}` must be at most {most}, not {limit}")));
+        }
+    }
+    Ok(limits)
 }
 
 fn train(written: WrittenTrain) -> Result<TrainConfig> {

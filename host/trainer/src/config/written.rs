@@ -10,6 +10,7 @@ use super::storage::WrittenStorage;
 use super::{
     Bf16Update, DataConfig, Device, EarlyStopping, EvalBy, OptimizerName, ScheduleName, Task, Weights, settings,
 };
+use crate::plugin::Limits;
 use crate::{Error, Result};
 
 #[derive(Default, Deserialize)]
@@ -26,6 +27,7 @@ pub(super) struct Written {
     pub optimizer: WrittenOptimizer,
     pub schedule: WrittenSchedule,
     pub eval: WrittenEval,
+    pub plugins: Limits,
 }
 
 #[derive(Default, Deserialize)]
@@ -95,6 +97,7 @@ fn every_setting() -> Vec<String> {
         ("schedule", settings::names::<WrittenSchedule>()),
         ("eval", settings::names::<WrittenEval>()),
         ("data", settings::names::<DataConfig>()),
+        ("plugins", settings::names::<Limits>()),
     ];
     let path = |section: &str, name: String| if section.is_empty() { name } else { format!("{section}.{name}") };
     sections.into_iter().flat_map(|(section, names)| names.into_iter().map(move |name| path(section, name))).collect()

@@ -160,10 +160,51 @@ impl<'a> PlanBuilder<'a> {
         Ok(())
     }
 
+    /// When it asks to be called again, as things stand.
+    pub fn picks(&self) -> &Picks {
+        &self.picks
+    }
+
+    /// What happens to the tensor as things stand: `frozen`, `train` or `adapt`.
+    pub fn treatment_now(&self, tensor: &str) -> Result<&'static str> {
+        Ok(match self.treatment(self.position(tensor)?) {
+            None | Some(Treatment::Frozen) => "frozen",
+            Some(Treatment::Train) => "train",
+            Some(Treatment::Adapt(_)) => "adapt",
+        })
+    }
+
+    /// How the tensor is kept as things stand.
+    pub fn storage_now(&self, tensor: &str) -> Result<Storage> {
+        let position = self.position(tensor)?;
+        Ok(self.entry(position, &self.inventory.tensors[position]).storage)
+    }
+
+    /// Parameters that train as things stand, those of adapters included, and an estimate of the bytes that weights,
+    /// gradients and the optimiser's states take; activations are left out.
+    pub fn needs_now(&self) -> (u64, u64) {
+        let origin = Origin { policy: String::new(), version: String::new(), settings: serde_json::Value::Null };
+        let (picks, scores) = (Picks::default(), BTreeMap::new());
+        let summary =
+            Plan { version: Plan::VERSION, origin, entries: self.entries(), picks, scores }.summary(self.inventory);
+        (summary.trainable_parameters, summary.memory.total())
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        self.inventory.tensors.iter().enumerate().map(|(i, info)| self.entry(i, info)).collect()
+    }
+
+    /// The error for a name that the model doesn't have.
+    pub(crate) fn unknown(&self, tensor: &str) -> Error {
+        match self.position(tensor) {
+            Err(error) => error,
+            Ok(_) => Error::internal(format!("`{tensor}` is there")),
+        }
+    }
+
     /// The finished plan, with an entry for each tensor. A plan in which nothing trains is an error.
     pub fn build(self, origin: Origin) -> Result<Plan> {
-        let entries: Vec<Entry> =
-            self.inventory.tensors.iter().enumerate().map(|(i, info)| self.entry(i, info)).collect();
+        let entries = self.entries();
         if entries.iter().all(|entry| entry.treatment == Treatment::Frozen) {
             return Err(Error::plan(format!("policy `{}` made an empty plan: no tensor trains", origin.policy))
                 .help("choose at least one tensor to train or adapt"));

@@ -79,7 +79,7 @@ impl Policy for Full {
     fn describe(&self) -> PolicyInfo {
         PolicyInfo {
             name: "full".into(),
-            version: "1".into(),
+            version: "1.0.0".into(),
             about: "The model's own weights train: all of them, or those chosen by pattern.".into(),
             settings: setting_infos(&SETTINGS),
         }
@@ -92,7 +92,7 @@ impl Policy for Full {
 
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let settings = Settings::read(settings)?;
-        let any = Eligible { test: |_| true, what: "tensor" };
+        let any = Eligible { test: &|_| true, what: "tensor" };
         let mut chosen = select::choose("policy.targets", &settings.targets, view, &any)?;
         if let Some(blocks) = &settings.blocks {
             blocks.check("policy.blocks", view)?;

@@ -100,7 +100,7 @@ impl Policy for Lora {
     fn describe(&self) -> PolicyInfo {
         PolicyInfo {
             name: "lora".into(),
-            version: "1".into(),
+            version: "1.0.0".into(),
             about: "Low-rank adapters beside chosen linear layers; the model's own weights stay frozen.".into(),
             settings: setting_infos(&SETTINGS),
         }
@@ -113,7 +113,7 @@ impl Policy for Lora {
 
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let settings = Settings::read(settings)?;
-        let linear = Eligible { test: |info| info.kind == Kind::Linear, what: "linear layer's weight" };
+        let linear = Eligible { test: &|info| info.kind == Kind::Linear, what: "linear layer's weight" };
         let mut chosen = select::choose("policy.targets", &settings.targets, view, &linear)?;
         if let Some(blocks) = &settings.blocks {
             blocks.check("policy.blocks", view)?;

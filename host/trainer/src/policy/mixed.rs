@@ -73,7 +73,7 @@ impl Policy for Mixed {
     fn describe(&self) -> PolicyInfo {
         PolicyInfo {
             name: NAME.into(),
-            version: "1".into(),
+            version: "1.0.0".into(),
             about: "Several policies one after another, each for what those before it left alone.".into(),
             settings: setting_infos(&SETTINGS),
         }

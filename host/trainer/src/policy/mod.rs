@@ -4,17 +4,15 @@
 //! policy sees the model through a [`ModelView`], which has no weights, and speaks to a [`PlanBuilder`], which checks each
 //! call. [`plan`] is the whole way from a configuration to a [`Plan`].
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use liftplan_engine::rng::philox;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Config, PolicyConfig, Weights, presets::PRESETS, suggest};
-use crate::model::inventory::{Inventory, TensorInfo};
+use crate::config::{Config, Weights, presets::PRESETS, suggest};
+use crate::model::inventory::Inventory;
 use crate::plan::{Origin, Plan, PlanBuilder, Storage, Treatment};
-use crate::stats::{NoStatistics, Statistics};
+use crate::plugin;
+use crate::report::{Event, Observer};
+use crate::stats::Statistics;
 use crate::{Error, Result};
 
 mod full;
@@ -25,6 +23,10 @@ pub mod select;
 mod spectrum;
 mod spectrum_source;
 mod storage;
+mod view;
+
+pub(crate) use storage::rule as storage_rule;
+pub use view::{Level, ModelView, Moment, Norms, Note, PolicyState};
 
 /// What makes a plan.
 pub trait Policy {
@@ -40,11 +42,26 @@ pub trait Policy {
         false
     }
 
+    /// Whether it measures the model on data, so that there must be some before there is a plan.
+    fn needs_data(&self) -> bool {
+        false
+    }
+
+    /// The SHA-256 of the plugin that it lives in, in hexadecimal; built-in policies have none.
+    fn plugin_sha256(&self) -> Option<&str> {
+        None
+    }
+
+    /// Seconds spent in its plugin so far, without what the host computed for it.
+    fn seconds(&self) -> f64 {
+        0.0
+    }
+
     /// Makes the first plan, from settings that [`Policy::resolve`] returned.
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()>;
 
     /// Revises the plan between two steps, at a pick that the plan asked for. What isn't named stays as it was.
-    fn revise(&self, moment: &mut Moment<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
+    fn revise(&self, moment: &Moment<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let _ = (moment, builder);
         Ok(())
     }
@@ -70,86 +87,6 @@ pub struct SettingInfo {
     pub name: String,
     /// What it does, in which unit, and its default.
     pub about: String,
-}
-
-/// What a policy may know of the model: everything but the weights, of which it can ask for statistics.
-pub struct ModelView<'a> {
-    inventory: &'a Inventory,
-    statistics: &'a dyn Statistics,
-    seed: u64,
-}
-
-impl<'a> ModelView<'a> {
-    /// A view of the model with `inventory`, for a run with `seed`. Asked for a statistic, it answers with an error.
-    pub fn new(inventory: &'a Inventory, seed: u64) -> Self {
-        Self { inventory, statistics: &NoStatistics, seed }
-    }
-
-    /// The same view, with statistics of the weights.
-    pub fn with_statistics(self, statistics: &'a dyn Statistics) -> Self {
-        Self { statistics, ..self }
-    }
-
-    /// The singular values of each of these two-dimensional weights, descending; computed when asked for, and kept.
-    ///
-    /// # Errors
-    /// As [`Statistics::singular_values`].
-    pub fn singular_values(&self, tensors: &[&TensorInfo]) -> Result<Vec<Arc<[f64]>>> {
-        self.statistics.singular_values(tensors)
-    }
-
-    /// The family's name.
-    pub fn architecture(&self) -> &'a str {
-        &self.inventory.architecture
-    }
-
-    /// The tensors, in the order of the forward pass.
-    pub fn tensors(&self) -> &'a [TensorInfo] {
-        &self.inventory.tensors
-    }
-
-    /// The number of decoder blocks.
-    pub fn blocks(&self) -> usize {
-        self.inventory.blocks
-    }
-
-    /// Whether the output head is the embedding.
-    pub fn tied(&self) -> bool {
-        self.inventory.tied
-    }
-
-    /// The run's seed.
-    pub fn seed(&self) -> u64 {
-        self.seed
-    }
-}
-
-/// What a policy keeps between picks. It is part of every checkpoint, so that a resumed run goes on exactly.
-pub type PolicyState = BTreeMap<String, Value>;
-
-/// A pick: the step before which the plan can change, and what has happened so far.
-pub struct Moment<'a> {
-    /// The step about to be done, from 1.
-    pub step: u64,
-    /// Steps planned in all.
-    pub total_steps: u64,
-    /// The loss of each step done, in nats a target token.
-    pub losses: &'a [f64],
-    /// The policy's settings, every default filled in.
-    pub settings: &'a Value,
-    /// The model.
-    pub view: &'a ModelView<'a>,
-    /// What the policy keeps between picks.
-    pub state: &'a mut PolicyState,
-}
-
-impl Moment<'_> {
-    /// The `draw`-th random number of this pick: 64 bits that depend on nothing but seed, step and `draw`.
-    pub fn random(&self, draw: u64) -> u64 {
-        let counter = [draw as u32, (draw >> 32) as u32, self.step as u32, (self.step >> 32) as u32];
-        let [low, high, ..] = philox(self.view.seed, counter);
-        u64::from(low) | u64::from(high) << 32
-    }
 }
 
 /// The policy that chooses by chance: a control for others, and no method of its own.
@@ -185,16 +122,36 @@ pub fn find(name: &str) -> Result<Box<dyn Policy>> {
     })
 }
 
+/// The policy that the configuration names, in a plugin or built in.
+///
+/// # Errors
+/// There is none, or the plugin can't be loaded.
+pub fn open(config: &Config) -> Result<Box<dyn Policy>> {
+    match &config.policy.plugin {
+        Some(file) => plugin::open(file, &config.plugins)
+            .map_err(|error| Error::config(format!("`policy.plugin`: {}", error.message())).help_of(error)),
+        None => find(&config.policy.name),
+    }
+}
+
 /// Finds the policy and resolves its settings: all that can be checked before a model is opened.
-pub fn prepare(config: &PolicyConfig) -> Result<(Box<dyn Policy>, Value)> {
-    let policy = find(&config.name)?;
-    let settings = policy.resolve(&Value::Object(config.settings.clone()))?;
+pub fn prepare(config: &Config) -> Result<(Box<dyn Policy>, Value)> {
+    let policy = open(config)?;
+    let settings = policy.resolve(&Value::Object(config.policy.settings.clone()))?;
     Ok((policy, settings))
+}
+
+/// Whether the configuration's policy measures the model on data.
+///
+/// # Errors
+/// As [`open`].
+pub fn needs_data(config: &Config) -> Result<bool> {
+    Ok(open(config)?.needs_data())
 }
 
 /// Checks the policy's name and settings before a model is opened. Errors name file and line.
 pub fn check(config: &Config) -> Result<()> {
-    prepare(&config.policy).map(|_| ()).map_err(|error| config.locate(error))
+    prepare(config).map(|_| ()).map_err(|error| config.locate(error))
 }
 
 /// The plan that `policy` makes with its default settings. The policy must not need statistics of the weights.
@@ -214,14 +171,34 @@ pub fn storage_of(weights: Weights) -> Storage {
     }
 }
 
+/// A first plan, and what goes on from it.
+pub struct Started {
+    /// What made it.
+    pub policy: Box<dyn Policy>,
+    /// The plan.
+    pub plan: Plan,
+    /// What the policy keeps until its first pick.
+    pub state: PolicyState,
+    /// What it has to say.
+    pub notes: Vec<Note>,
+}
+
 /// Makes the plan that `config` asks for, for the model with `inventory`, whose weights have these `statistics`. Errors
 /// name file and line where they can.
 pub fn plan(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Plan> {
+    Ok(start(config, inventory, statistics)?.plan)
+}
+
+/// The same, with what a run needs to go on from it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn start(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Started> {
     make(config, inventory, statistics).map_err(|error| config.locate(error))
 }
 
-fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Plan> {
-    let (policy, settings) = prepare(&config.policy)?;
+fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Started> {
+    let (policy, settings) = prepare(config)?;
     let info = policy.describe();
     let view = ModelView::new(inventory, config.seed).with_statistics(statistics);
     let mut builder = PlanBuilder::new(inventory, storage::rule(config, &view)?);
@@ -236,7 +213,20 @@ fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> 
         .help("leave it out; adapters are always kept in f32"));
     }
     storage::check(config, &plan)?;
-    Ok(plan)
+    let (state, notes) = view.into_parts();
+    Ok(Started { policy, plan, state, notes })
+}
+
+/// Hands what a policy said on to the user; what is for its author alone stays unsaid.
+pub fn tell(notes: &[Note], policy: &str, observer: &mut dyn Observer) {
+    for note in notes {
+        let text = format!("{policy}: {}", note.text);
+        match note.level {
+            Level::Debug => {}
+            Level::Info => observer.on(&Event::Note(&text)),
+            Level::Warn => observer.on(&Event::Warning(&text)),
+        }
+    }
 }
 
 /// Describes settings: name and what it does.

@@ -94,7 +94,7 @@ impl Settings {
 
     /// The weights to draw from, one flag a tensor.
     fn candidates(&self, view: &ModelView<'_>) -> Result<Vec<bool>> {
-        let linear = Eligible { test: |info| info.kind == Kind::Linear, what: "linear layer's weight" };
+        let linear = Eligible { test: &|info| info.kind == Kind::Linear, what: "linear layer's weight" };
         let everything = Patterns(vec!["all-linear".into()]);
         let mut chosen = select::choose("policy.targets", self.targets.as_ref().unwrap_or(&everything), view, &linear)?;
         if let Some(blocks) = &self.blocks {
@@ -114,7 +114,7 @@ impl Policy for Random {
     fn describe(&self) -> PolicyInfo {
         PolicyInfo {
             name: super::CONTROL.into(),
-            version: "1".into(),
+            version: "1.0.0".into(),
             about: "Weights drawn by the seed train whole: the control that a rule for choosing them must beat.".into(),
             settings: setting_infos(&SETTINGS),
         }
@@ -263,7 +263,7 @@ mod tests {
         let settings = Random.resolve(&settings)?;
         let mut builder = PlanBuilder::new(inventory, Storage::F32);
         Random.make_plan(&settings, &ModelView::new(inventory, seed), &mut builder)?;
-        builder.build(Origin { policy: "random".into(), version: "1".into(), settings })
+        builder.build(Origin { policy: "random".into(), version: "1.0.0".into(), settings })
     }
 
     /// How many tensors of each role and kind train.

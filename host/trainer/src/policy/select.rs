@@ -184,15 +184,15 @@ impl Blocks {
 }
 
 /// Which tensors a policy can treat at all, and what messages call them.
-pub struct Eligible {
+pub struct Eligible<'a> {
     /// Whether it can treat this one.
-    pub test: fn(&TensorInfo) -> bool,
+    pub test: &'a dyn Fn(&TensorInfo) -> bool,
     /// `linear layers' weights`.
     pub what: &'static str,
 }
 
 /// The eligible tensors that any of `patterns` matches, one flag a tensor of the view. Each pattern must match some.
-pub fn choose(setting: &str, patterns: &Patterns, view: &ModelView<'_>, eligible: &Eligible) -> Result<Vec<bool>> {
+pub fn choose(setting: &str, patterns: &Patterns, view: &ModelView<'_>, eligible: &Eligible<'_>) -> Result<Vec<bool>> {
     let mut chosen = vec![false; view.tensors().len()];
     if patterns.0.is_empty() {
         return Err(Error::config(format!("`{setting}` is an empty list")).help("leave it out for its default"));

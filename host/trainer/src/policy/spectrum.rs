@@ -148,7 +148,7 @@ impl Settings {
 
     /// The weights to rank, as positions in the view.
     fn candidates(&self, view: &ModelView<'_>) -> Result<Vec<usize>> {
-        let linear = Eligible { test: |info| info.kind == Kind::Linear, what: "linear layer's weight" };
+        let linear = Eligible { test: &|info| info.kind == Kind::Linear, what: "linear layer's weight" };
         let everything = Patterns(vec!["all-linear".into()]);
         let targets = self.targets.as_ref().unwrap_or(&everything);
         let mut chosen = select::choose("policy.targets", targets, view, &linear)?;
@@ -254,7 +254,7 @@ impl Policy for Spectrum {
     fn describe(&self) -> PolicyInfo {
         PolicyInfo {
             name: "spectrum".into(),
-            version: "1".into(),
+            version: "1.0.0".into(),
             about: "The weights with the highest signal-to-noise ratio of their role train whole.".into(),
             settings: setting_infos(&SETTINGS),
         }

@@ -3,9 +3,13 @@
 use std::fs;
 use std::path::Path;
 
+use std::sync::Arc;
+
 use super::*;
 use crate::model::inventory::Kind;
+use crate::model::inventory::TensorInfo;
 use crate::plan::tests::inventory;
+use crate::stats::NoStatistics;
 
 /// Every weight of block `b` has the score `[0.1, 0.4, 0.2, 0.4, …][b]` by its largest singular value.
 struct Made;

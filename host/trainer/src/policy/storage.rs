@@ -9,7 +9,7 @@ use crate::plan::{Plan, Storage, StorageRule, Treatment};
 use crate::{Error, Result};
 
 /// The rule that `config` asks for.
-pub(super) fn rule(config: &Config, view: &ModelView<'_>) -> Result<StorageRule> {
+pub(crate) fn rule(config: &Config, view: &ModelView<'_>) -> Result<StorageRule> {
     let StorageConfig { others, exclude, embeddings, head, .. } = &config.storage;
     if *head && view.tied() && !embeddings {
         return Err(Error::plan("`storage.head` = true: this model's output head is its embedding")

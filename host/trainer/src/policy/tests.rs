@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::plan::tests::inventory;
+use crate::stats::NoStatistics;
 
 /// The plan for a model of three blocks, from the lines of `[policy]`.
 fn plan_of(lines: &str, tied: bool) -> Result<Plan> {
@@ -268,9 +269,9 @@ impl Policy for OneBlock {
         Ok(())
     }
 
-    fn revise(&self, moment: &mut Moment<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
+    fn revise(&self, moment: &Moment<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let block = (moment.random(0) % moment.view.blocks() as u64) as usize;
-        moment.state.insert("block".into(), block.into());
+        moment.view.state_mut().insert("block".into(), vec![block as u8]);
         for info in moment.view.tensors() {
             if info.block == Some(block) { builder.train(&info.name)? } else { builder.freeze(&info.name)? }
         }
@@ -288,15 +289,15 @@ fn a_policy_can_revise_its_plan_at_picks() {
     let first = builder.build(origin()).unwrap();
     assert!(first.picks.includes(3) && !first.picks.includes(2));
 
-    let mut state = PolicyState::new();
     let mut blocks = Vec::new();
     for step in [3, 5, 7, 9, 11, 13] {
-        let mut moment =
-            Moment { step, total_steps: 20, losses: &[], settings: &Value::Null, view: &view, state: &mut state };
+        let norms = Norms::default();
+        let (losses, settings) = (&[], &Value::Null);
+        let moment = Moment { step, total_steps: 20, since: step - 2, losses, norms: &norms, settings, view: &view };
         let mut builder = PlanBuilder::revising(&inventory, &first, Storage::F32);
-        OneBlock.revise(&mut moment, &mut builder).unwrap();
+        OneBlock.revise(&moment, &mut builder).unwrap();
         let plan = builder.build(origin()).unwrap();
-        let block = state["block"].as_u64().unwrap() as usize;
+        let block = usize::from(view.state()["block"][0]);
         assert!(plan.trained().all(|entry| inventory.get(&entry.tensor).unwrap().block == Some(block)));
         blocks.push(block);
     }

@@ -172,7 +172,7 @@ fn curve(runs: &[&Trained]) -> Vec<Point> {
         let mut seconds = 0.0;
         let steps = run.records.iter().filter_map(|record| match record {
             Record::Step(step) => Some(step),
-            Record::Eval(_) => None,
+            Record::Eval(_) | Record::Pick(_) => None,
         });
         steps
             .map(|step| {
