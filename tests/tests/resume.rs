@@ -87,6 +87,10 @@ impl Case {
         let numbers = |record: Record| match record {
             Record::Step(step) => [step.step as f64, step.loss, step.lr, step.grad_norm],
             Record::Eval(eval) => [eval.step as f64, eval.eval_loss, -1.0, -1.0],
+            Record::Pick(pick) => {
+                let plan = u64::from_str_radix(&pick.plan[..12], 16).unwrap();
+                [pick.step as f64, pick.trainable_parameters as f64, -1.0, plan as f64]
+            }
         };
         records.into_iter().map(numbers).collect()
     }
@@ -171,6 +175,22 @@ fn paging_states_changes_nothing() {
     paged.train("whole", true, None);
     assert_eq!(memory.numbers("whole"), paged.numbers("whole"));
     assert!(memory.tensors("whole") == paged.tensors("whole"));
+}
+
+#[test]
+fn picks_of_lisa() {
+    check(&format!(
+        "[policy]\nplugin = {:?}\nblocks = 1\nevery = 2\nhead = false\n[train]\nsteps = 12\nbatch_size = 4\neval_every = 5",
+        liftplan_tests::plugins::compiled("lisa")
+    ));
+}
+
+#[test]
+fn picks_of_badam_on_bf16_weights() {
+    check(&format!(
+        "[policy]\nplugin = {:?}\nevery = 3\n[train]\nsteps = 12\nbatch_size = 4\nweights = \"bf16\"",
+        liftplan_tests::plugins::compiled("badam")
+    ));
 }
 
 #[test]

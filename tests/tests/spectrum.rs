@@ -124,7 +124,7 @@ fn the_chosen_weights_train_and_no_others() {
         .into_iter()
         .filter_map(|record| match record {
             Record::Step(step) => Some(step.loss),
-            Record::Eval(_) => None,
+            Record::Eval(_) | Record::Pick(_) => None,
         })
         .collect();
     assert_eq!(losses.len(), 3);

@@ -46,7 +46,7 @@ impl Case {
             .into_iter()
             .filter_map(|record| match record {
                 Record::Step(step) => Some(step.loss),
-                Record::Eval(_) => None,
+                Record::Eval(_) | Record::Pick(_) => None,
             })
             .collect()
     }

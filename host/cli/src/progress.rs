@@ -164,6 +164,13 @@ impl Observer for Progress {
             Event::Progress { unit, done, total } => self.progress(unit, *done, *total),
             Event::Step { record, total } => self.step(record, *total),
             Event::Eval(record) => self.eval(record),
+            Event::Pick(record) => self.line(&format!(
+                "pick {} before step {}: {} parameters train",
+                record.pick,
+                record.step,
+                liftplan::report::text::grouped(record.trainable_parameters)
+            )),
+            Event::Note(text) => self.line(text),
             Event::Checkpoint(path) => self.line(&format!("checkpoint {}", path.display())),
             Event::Cell(progress) => self.cell(progress),
             Event::Warning(text) => self.line(&format!("warning: {text}")),

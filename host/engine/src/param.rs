@@ -12,6 +12,7 @@ pub struct Param {
     /// Its numbers.
     pub value: Weight,
     grad: Option<Vec<f32>>,
+    has_trained: bool,
 }
 
 impl Param {
@@ -22,7 +23,7 @@ impl Param {
     pub fn frozen(name: impl Into<String>, rows: usize, cols: usize, value: Weight) -> Result<Self> {
         let name = name.into();
         expect_shape(&name, rows * cols, value.len())?;
-        Ok(Self { name, rows, cols, value, grad: None })
+        Ok(Self { name, rows, cols, value, grad: None, has_trained: false })
     }
 
     /// A weight that trains.
@@ -63,8 +64,14 @@ impl Param {
         self.grad.is_some()
     }
 
+    /// Whether it trains or once did, so that it may differ from what was loaded.
+    pub fn has_trained(&self) -> bool {
+        self.has_trained
+    }
+
     /// Starts or stops training it: the gradient's buffer is made or let go.
     pub fn set_trained(&mut self, trained: bool) {
+        self.has_trained |= trained;
         match (trained, &self.grad) {
             (true, None) => self.grad = Some(vec![0.0; self.value.len()]),
             (false, Some(_)) => self.grad = None,

@@ -89,6 +89,11 @@ impl AdamW {
         Ok(())
     }
 
+    /// Lets go of the states of parameters whose names `keep` refuses; they begin anew if they train again.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.states.retain(|name, _| keep(name));
+    }
+
     /// Bytes that the states take, wherever they are.
     pub fn state_bytes(&self) -> usize {
         let master = |state: &State| state.master.as_ref().map_or(0, |master| size_of_val::<[f32]>(master));

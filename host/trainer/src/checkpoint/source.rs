@@ -42,6 +42,8 @@ impl Source {
         let checkpoint = Store::of(run).read(step.or_else(|| best_step(run)))?;
         let made = checkpoint.state.hashes.clone();
         checkpoint.check(&Hashes { model: base.hash.clone(), plan: plan.hash(), ..made })?;
+        // In a run whose plan was revised, what trained at any time is part of the result.
+        let plan = crate::train::picks::result_plan(plan, &checkpoint.state.policy)?;
         let absolute = std::path::absolute(run).unwrap_or_else(|_| run.to_path_buf());
         let name = absolute.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
         Ok(Self { name, config, base, plan, checkpoint })

@@ -217,6 +217,7 @@ impl Checkpoint {
                 &expected.config,
                 "resume with the configuration that the run was started with",
             ),
+            ("plugin", plugin(made), plugin(expected), "resume with the plugin that the run was started with"),
             ("plan", &made.plan, &expected.plan, "resume with the version of Liftplan that the run was started with"),
         ];
         for (what, made, expected, help) in pairs {
@@ -232,6 +233,12 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+/// The hash of the plugin's file, empty where the policy is built in.
+fn plugin(hashes: &Hashes) -> &String {
+    static NONE: String = String::new();
+    hashes.plugin.as_ref().unwrap_or(&NONE)
 }
 
 /// Enough of a hash to tell it from another.
@@ -274,7 +281,7 @@ mod tests {
 
     fn hashes() -> Hashes {
         let hash = |c: char| c.to_string().repeat(64);
-        Hashes { model: hash('a'), plan: hash('b'), config: hash('c'), data: hash('d') }
+        Hashes { model: hash('a'), plan: hash('b'), config: hash('c'), data: hash('d'), plugin: None }
     }
 
     fn state(step: u64) -> State {

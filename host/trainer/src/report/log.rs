@@ -74,8 +74,9 @@ impl RunLog {
                 let scalars: Vec<(&str, f64)> = tags.iter().map(|(tag, value)| (tag.as_str(), *value)).collect();
                 self.tensorboard.scalars(record.step, now_s(), &scalars)
             }
+            Event::Pick(record) => self.metrics.pick(record),
             Event::Checkpoint(_) => self.metrics.sync(),
-            Event::Phase(_) | Event::Progress { .. } | Event::Cell(_) | Event::Warning(_) => Ok(()),
+            Event::Phase(_) | Event::Progress { .. } | Event::Cell(_) | Event::Note(_) | Event::Warning(_) => Ok(()),
         }
     }
 }

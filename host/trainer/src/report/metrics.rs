@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a line, a step or an evaluation each, written as they happen.
+//! `metrics.jsonl`: one JSON object a line, a step, an evaluation or a pick each, written as they happen.
 //!
 //! In: records. Out: a file that reads as one uninterrupted run, also after a run was stopped and resumed.
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{EvalRecord, StepRecord};
+use super::{EvalRecord, PickRecord, StepRecord};
 use crate::files::{output_error, write_atomically};
 use crate::{Error, Result};
 
@@ -20,6 +20,8 @@ pub enum Record {
     Step(StepRecord),
     /// An evaluation.
     Eval(EvalRecord),
+    /// A revision of the plan, before the step that it names.
+    Pick(PickRecord),
 }
 
 /// Appends records to `metrics.jsonl`; each line is handed to the system at once.
@@ -74,6 +76,14 @@ impl MetricsLog {
         self.append(record)
     }
 
+    /// Appends a pick.
+    ///
+    /// # Errors
+    /// When the line can't be written; what was written of it is removed again.
+    pub fn pick(&mut self, record: &PickRecord) -> Result<()> {
+        self.append(record)
+    }
+
     /// Brings everything to the disk; called when a checkpoint is written, so that both agree after a power cut.
     ///
     /// # Errors
@@ -107,6 +117,8 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
         .map(|(i, (_, value))| {
             let record = if value.get("eval_loss").is_some() {
                 serde_json::from_value(value).map(Record::Eval)
+            } else if value.get("pick").is_some() {
+                serde_json::from_value(value).map(Record::Pick)
             } else {
                 serde_json::from_value(value).map(Record::Step)
             };

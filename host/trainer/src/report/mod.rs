@@ -48,6 +48,27 @@ pub struct EvalRecord {
     pub scores: std::collections::BTreeMap<String, f64>,
 }
 
+/// One revision of the plan while training, as written to `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PickRecord {
+    /// The step before which it happened.
+    pub step: u64,
+    /// How many there were, this one included.
+    pub pick: u64,
+    /// The hash of the plan that training goes on by.
+    pub plan: String,
+    /// Parameters that train from now on.
+    pub trainable_parameters: u64,
+    /// Tensors that train whole from now on.
+    pub trained_tensors: usize,
+    /// Tensors whose adapters train from now on.
+    pub adapted_tensors: usize,
+    /// Seconds spent in the plugin.
+    pub plugin_s: f64,
+    /// Seconds that all of it took.
+    pub seconds: f64,
+}
+
 /// What happens during long work.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
@@ -71,10 +92,14 @@ pub enum Event<'a> {
     },
     /// An evaluation ended.
     Eval(&'a EvalRecord),
+    /// The policy revised its plan.
+    Pick(&'a PickRecord),
     /// A checkpoint was written.
     Checkpoint(&'a Path),
     /// A cell of a comparison began or ended.
     Cell(&'a CellProgress<'a>),
+    /// Something that a policy says.
+    Note(&'a str),
     /// Something the user should know, though the work goes on.
     Warning(&'a str),
 }

@@ -90,6 +90,9 @@ pub struct Hashes {
     pub config: String,
     /// The data.
     pub data: String,
+    /// The plugin's file, if the policy lives in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
 }
 
 /// The content of `summary.json`.
@@ -103,8 +106,14 @@ pub struct Summary {
     pub policy: String,
     /// How the run ended.
     pub ended: Ending,
-    /// What trained.
+    /// What trained, at any time.
     pub trained: Trained,
+    /// How often the policy revised its plan.
+    #[serde(default)]
+    pub picks: u64,
+    /// Seconds spent in a plugin, in this session of the run.
+    #[serde(default)]
+    pub plugin_s: f64,
     /// Optimiser steps done.
     pub steps: u64,
     /// Optimiser steps planned.

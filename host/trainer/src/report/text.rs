@@ -147,6 +147,8 @@ mod tests {
                 trained_tensors: 0,
                 adapted_tensors: 14,
             },
+            picks: 0,
+            plugin_s: 0.0,
             steps: 300,
             planned_steps: 300,
             tokens: 98_304,

@@ -79,40 +79,13 @@ impl Builder<'_> {
         let value = read(self.base, info, entry.storage)?;
         let key = (info.block, info.role.clone(), info.kind == Kind::Bias);
         if let Treatment::Adapt(spec) = &entry.treatment {
-            let adapter = self.adapter([rows, cols], info, spec, &value, index)?;
+            let adapter = adapter([rows, cols], info, spec, &value, (self.seed, index))?;
             self.adapters.insert(key.clone(), adapter);
         }
         let make = if entry.treatment == Treatment::Train { Param::trained } else { Param::frozen };
         let param = make(info.name.clone(), rows, cols, value).map_err(unfit)?;
         self.params.insert(key, param);
         Ok(())
-    }
-
-    fn adapter(
-        &self,
-        [out, input]: [usize; 2],
-        info: &TensorInfo,
-        spec: &AdapterSpec,
-        weight: &Weight,
-        index: u32,
-    ) -> Result<Adapter> {
-        let names = AdapterNames::of(&info.name);
-        let bound = 1.0 / (input as f32).sqrt();
-        let mut random = Random::new(self.seed, index);
-        let a = (0..spec.rank * input).map(|_| (2.0 * random.uniform() - 1.0) * bound).collect();
-        let a = Param::trained(names.a, spec.rank, input, Weight::F32(a)).map_err(unfit)?;
-        let zeros = vec![0.0; out * spec.rank];
-        let b = Param::trained(names.b, out, spec.rank, Weight::F32(zeros)).map_err(unfit)?;
-        let magnitude = match spec.dora {
-            false => None,
-            true => {
-                let norms = row_norms(&weight.as_f32(), input);
-                Some(Param::trained(names.magnitude, 1, out, Weight::F32(norms)).map_err(unfit)?)
-            }
-        };
-        let options =
-            AdapterOptions { scale: spec.scale() as f32, dropout: spec.dropout as f32, dropout_stream: index };
-        Adapter::new([out, input], a, b, magnitude, options).map_err(unfit)
     }
 
     fn decoder(mut self) -> Result<Decoder> {
@@ -210,6 +183,33 @@ pub fn read(base: &BaseModel, info: &TensorInfo, storage: Storage) -> Result<Wei
             Int8::quantise(&base.read_f32(&info.name)?, cols).map(Weight::Int8).map_err(unpackable)
         }
     }
+}
+
+/// The adapter that `spec` asks for beside the weight `[out, in]`, the model's tensor number `index`, as it is before its
+/// first step.
+pub(super) fn adapter(
+    [out, input]: [usize; 2],
+    info: &TensorInfo,
+    spec: &AdapterSpec,
+    weight: &Weight,
+    (seed, index): (u64, u32),
+) -> Result<Adapter> {
+    let names = AdapterNames::of(&info.name);
+    let bound = 1.0 / (input as f32).sqrt();
+    let mut random = Random::new(seed, index);
+    let a = (0..spec.rank * input).map(|_| (2.0 * random.uniform() - 1.0) * bound).collect();
+    let a = Param::trained(names.a, spec.rank, input, Weight::F32(a)).map_err(unfit)?;
+    let zeros = vec![0.0; out * spec.rank];
+    let b = Param::trained(names.b, out, spec.rank, Weight::F32(zeros)).map_err(unfit)?;
+    let magnitude = match spec.dora {
+        false => None,
+        true => {
+            let norms = row_norms(&weight.as_f32(), input);
+            Some(Param::trained(names.magnitude, 1, out, Weight::F32(norms)).map_err(unfit)?)
+        }
+    };
+    let options = AdapterOptions { scale: spec.scale() as f32, dropout: spec.dropout as f32, dropout_stream: index };
+    Adapter::new([out, input], a, b, magnitude, options).map_err(unfit)
 }
 
 /// The model was checked when it was opened and the plan when it was made, so that this is a defect of ours.

@@ -4,10 +4,12 @@
 //! weights and optimiser states to checkpoints and back.
 
 pub mod build;
+pub mod calibrate;
 pub mod schedule;
 pub mod trainable;
 mod directory;
 mod pages;
+pub(crate) mod picks;
 mod prepare;
 mod session;
 mod step;
@@ -17,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use build::{AdapterNames, build};
-pub use prepare::{Reopened, open_model, reopen, reopen_over_original};
+pub use prepare::{Reopened, open_model, plan, reopen, reopen_over_original};
 pub use schedule::Schedule;
 pub use step::{StepOutcome, Stepper};
 

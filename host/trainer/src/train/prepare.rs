@@ -7,7 +7,10 @@ use liftplan_engine::Decoder;
 use sha2::{Digest, Sha256};
 
 use super::build::build;
+use super::calibrate::Measured;
+use super::picks::Picker;
 use super::trainable;
+use crate::Result;
 use crate::checkpoint::Source;
 use crate::config::Config;
 use crate::data::{self, Dataset};
@@ -17,12 +20,15 @@ use crate::plan::{Entry, Origin, Picks, Plan, Storage, Treatment};
 use crate::policy;
 use crate::report::{Event, Hashes, Observer, PhaseSeconds};
 use crate::stats::ModelStatistics;
-use crate::{Error, Result};
 
 /// Everything that was read and decided.
 pub(super) struct Prepared {
     pub base: BaseModel,
     pub plan: Plan,
+    /// What revises the plan, if it asked for that.
+    pub picker: Option<Picker>,
+    /// Seconds that the plan took in a plugin.
+    pub plugin_s: f64,
     pub train: Dataset,
     pub validation: Option<Dataset>,
     pub test: Option<Dataset>,
@@ -40,32 +46,65 @@ pub(super) fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Pr
     let base = model::open(&config.model, Path::new(""), observer)?;
     let opened = started.elapsed().as_secs_f64();
 
-    let started = Instant::now();
-    observer.on(&Event::Phase("planning"));
-    let plan = policy::plan(config, &base.inventory, &ModelStatistics::new(&base, observer))?;
-    if !plan.picks.is_empty() {
-        return Err(Error::plan(format!("policy `{}` revises its plan while training", plan.origin.policy))
-            .help("this version carries out plans that stay as they are"));
-    }
-    let planned = started.elapsed().as_secs_f64();
+    // A policy that measures on data needs it before there is a plan; for all others what is quick to check comes first.
+    let data_first = policy::needs_data(config).map_err(|error| config.locate(error))?;
+    let mut seconds = PhaseSeconds { load: opened, ..PhaseSeconds::default() };
+    let early = if data_first { Some(read_data(config, &base, &mut seconds, observer)?) } else { None };
 
     let started = Instant::now();
-    observer.on(&Event::Phase("reading the data"));
-    let splits = data::load_splits(&config.data, config.seed, &base, observer).map_err(|error| config.locate(error))?;
-    for judged_by in [&splits.test, &splits.validation].into_iter().flatten() {
-        eval::run::check(&config.eval, judged_by)?;
-    }
-    let read = started.elapsed().as_secs_f64();
+    observer.on(&Event::Phase("planning"));
+    let made = match &early {
+        Some(splits) => policy::start(config, &base.inventory, &Measured::new(&base, config, &splits.train, observer))?,
+        None => policy::start(config, &base.inventory, &ModelStatistics::new(&base, observer))?,
+    };
+    policy::tell(&made.notes, &made.plan.origin.policy, observer);
+    let policy::Started { policy, plan, state, .. } = made;
+    let plugin = policy.plugin_sha256().map(str::to_string);
+    let plugin_s = policy.seconds();
+    let picker = Picker::new(policy, &plan, &state)?;
+    seconds.plan = started.elapsed().as_secs_f64();
+    let splits = match early {
+        Some(splits) => splits,
+        None => read_data(config, &base, &mut seconds, observer)?,
+    };
 
     let hashes = Hashes {
         model: base.hash.clone(),
         plan: plan.hash(),
         config: config_hash(config)?,
         data: data_hash(&splits.train),
+        plugin,
     };
-    let seconds = PhaseSeconds { load: opened + read, plan: planned, ..PhaseSeconds::default() };
     let data::Splits { train, validation, test } = splits;
-    Ok(Prepared { base, plan, train, validation, test, hashes, seconds })
+    Ok(Prepared { base, plan, picker, plugin_s, train, validation, test, hashes, seconds })
+}
+
+fn read_data(
+    config: &Config,
+    base: &BaseModel,
+    seconds: &mut PhaseSeconds,
+    observer: &mut dyn Observer,
+) -> Result<data::Splits> {
+    let started = Instant::now();
+    observer.on(&Event::Phase("reading the data"));
+    let splits = data::load_splits(&config.data, config.seed, base, observer).map_err(|error| config.locate(error))?;
+    for judged_by in [&splits.test, &splits.validation].into_iter().flatten() {
+        eval::run::check(&config.eval, judged_by)?;
+    }
+    seconds.load += started.elapsed().as_secs_f64();
+    Ok(splits)
+}
+
+/// The plan that `config` asks for, made as a run makes it: a policy that measures on data gets it.
+///
+/// # Errors
+/// When the plan can't be made, or the data that it needs can't be read.
+pub fn plan(config: &Config, base: &BaseModel, observer: &mut dyn Observer) -> Result<Plan> {
+    if !policy::needs_data(config).map_err(|error| config.locate(error))? {
+        return policy::plan(config, &base.inventory, &ModelStatistics::new(base, observer));
+    }
+    let splits = read_data(config, base, &mut PhaseSeconds::default(), observer)?;
+    policy::plan(config, &base.inventory, &Measured::new(base, config, &splits.train, observer))
 }
 
 /// The sha256 of the configuration, wherever its run is written.
@@ -154,7 +193,7 @@ fn reopen_with(
 }
 
 /// The plan in which nothing trains.
-fn untouched(base: &BaseModel, storage: Storage) -> Plan {
+pub(super) fn untouched(base: &BaseModel, storage: Storage) -> Plan {
     let entry = |tensor: &crate::model::inventory::TensorInfo| Entry {
         tensor: tensor.name.clone(),
         treatment: Treatment::Frozen,

@@ -6,6 +6,7 @@ use std::time::Instant;
 use liftplan_engine::Batch;
 
 use super::directory::Claimed;
+use super::picks::Picker;
 use super::prepare::Prepared;
 use super::trainable::{self, OptimizerTensors, Trainable};
 use super::{RunOptions, Schedule, Stepper, build, pages};
@@ -56,7 +57,17 @@ impl<'a> Session<'a> {
         let process_bytes = process::resident_bytes().unwrap_or(0);
         let started = Instant::now();
         observer.on(&Event::Phase("loading the weights"));
-        let decoder = build(&prepared.base, &prepared.plan, config.seed, observer)?;
+        let checkpoint = if directory.resume { Some(directory.store.read(None)?) } else { None };
+        if let Some(checkpoint) = &checkpoint {
+            checkpoint.check(&prepared.hashes)?;
+        }
+        let decoder = match (&mut prepared.picker, &checkpoint) {
+            (Some(picker), Some(checkpoint)) => {
+                picker.restore(&checkpoint.state.policy)?;
+                picker.build(&prepared.base, config.seed, observer)?
+            }
+            _ => build(&prepared.base, &prepared.plan, config.seed, observer)?,
+        };
         prepared.seconds.build = started.elapsed().as_secs_f64();
 
         let lengths: Vec<usize> = prepared.train.examples.iter().map(|example| example.ids.len()).collect();
@@ -73,9 +84,7 @@ impl<'a> Session<'a> {
         if config.optimizer.name.is_paged() {
             stepper.optimizer.set_pages(pages::in_directory(&directory.path));
         }
-        let (state, sampler, log) = if directory.resume {
-            let checkpoint = directory.store.read(None)?;
-            checkpoint.check(&prepared.hashes)?;
+        let (state, sampler, log) = if let Some(checkpoint) = checkpoint {
             trainable::load(&mut stepper.decoder, &checkpoint.trainable)?;
             let states = OptimizerTensors::states(&checkpoint.optimizer)?;
             stepper.optimizer.set_states(states).map_err(|error| Error::output(error.to_string()))?;
@@ -90,6 +99,9 @@ impl<'a> Session<'a> {
             let state = State { hashes: prepared.hashes.clone(), ..State::default() };
             (state, Sampler::new(lengths, sampling)?, RunLog::create(&directory.path)?)
         };
+        if let Some(picker) = &prepared.picker {
+            picker.follow(&mut stepper);
+        }
         let total_steps = match config.train.length() {
             Length::Steps(steps) => steps,
             Length::Epochs(_) => sampler.total_steps().unwrap_or(0),
@@ -166,6 +178,7 @@ impl<'a> Session<'a> {
                 return Ok(End::Stopped);
             }
             let Some(batches) = self.sampler.next_step() else { break };
+            self.pick(observer)?;
             self.step(&batches.micro_batches, observer)?;
             let (step, train) = (self.state.step, &self.config.train);
             let due = |every: Option<u64>| every.is_some_and(|every| step % every == 0);
@@ -178,6 +191,15 @@ impl<'a> Session<'a> {
             }
         }
         Ok(End::AllSteps)
+    }
+
+    /// Lets the policy revise the plan, if it asked for that before the next step.
+    fn pick(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.state.step + 1;
+        let Some(picker) = self.prepared.picker.as_mut().filter(|picker| picker.due(step)) else { return Ok(()) };
+        let (base, total) = (&self.prepared.base, self.total_steps);
+        let record = picker.pick(step, total, base, self.config, &mut self.stepper, observer)?;
+        self.tell(&Event::Pick(&record), observer)
     }
 
     fn step(&mut self, micro_batches: &[Vec<usize>], observer: &mut dyn Observer) -> Result<()> {
@@ -193,6 +215,9 @@ impl<'a> Session<'a> {
             self.first_step_s = process::seconds_since_start();
         }
         let loss = outcome.loss.mean();
+        if let Some(picker) = &mut self.prepared.picker {
+            picker.stepped(loss);
+        }
         let state = &mut self.state;
         state.step = step;
         state.tokens += outcome.tokens;
@@ -266,6 +291,9 @@ impl<'a> Session<'a> {
     fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
         self.state.sampler = serde_json::to_value(self.sampler.state())
             .map_err(|error| Error::internal(format!("the place in the data is not JSON: {error}")))?;
+        if let Some(picker) = &self.prepared.picker {
+            self.state.policy = picker.keep(&self.stepper)?;
+        }
         let trainable = Trainable::of(&self.stepper.decoder);
         let optimizer = OptimizerTensors::of(&self.stepper.optimizer);
         let path = self.directory.store.write(self.state.clone(), &trainable, &optimizer)?;
@@ -281,7 +309,9 @@ impl<'a> Session<'a> {
     }
 
     fn summarise(&mut self, ended: Ending) -> Result<Summary> {
-        let (state, plan) = (&self.state, &self.prepared.plan);
+        let state = &self.state;
+        let plan = self.prepared.picker.as_ref().map_or_else(|| self.prepared.plan.clone(), Picker::result);
+        let (picks, plugin_s) = self.prepared.picker.as_ref().map_or((0, self.prepared.plugin_s), Picker::totals);
         let count = |wanted: fn(&Treatment) -> bool| plan.entries.iter().filter(|e| wanted(&e.treatment)).count();
         let mut seconds = self.prepared.seconds.clone();
         seconds.train = state.train_s;
@@ -296,6 +326,8 @@ impl<'a> Session<'a> {
                 trained_tensors: count(|treatment| *treatment == Treatment::Train),
                 adapted_tensors: count(|treatment| matches!(treatment, Treatment::Adapt(_))),
             },
+            picks,
+            plugin_s,
             steps: state.step,
             planned_steps: self.total_steps,
             tokens: state.tokens,
@@ -321,7 +353,7 @@ impl<'a> Session<'a> {
 }
 
 /// How a step's examples are cut into micro-batches.
-fn dealing(config: &Config) -> Dealing {
+pub(super) fn dealing(config: &Config) -> Dealing {
     Dealing {
         packing: config.data.packing,
         micro_batch_tokens: config.train.micro_batch_tokens,

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamW, AdamWOptions};
 use liftplan_engine::{Batch, Decoder, EngineError, Keep, StepOptions};
+use rayon::prelude::*;
 
 use super::AdapterNames;
 use crate::config::{Bf16Update, Config};
 use crate::plan::{Plan, Treatment};
+use crate::policy::Norms;
 use crate::{Error, Result};
 
 /// A decoder and what updates it.
@@ -17,12 +19,22 @@ pub struct Stepper {
     pub decoder: Decoder,
     /// The optimiser, with its states.
     pub optimizer: AdamW,
-    /// Factor on the learning rate of each parameter that trains, by name.
-    rates: BTreeMap<String, f64>,
+    /// What the plan says of each parameter that trains, by name.
+    lines: BTreeMap<String, Line>,
+    /// Norms of gradients and updates, where a policy may ask for them.
+    pub norms: Option<Norms>,
     weight_decay: f64,
     max_grad_norm: f64,
     keep: Keep,
     seed: u64,
+}
+
+/// What the plan says of a parameter that trains.
+struct Line {
+    /// The tensor that it belongs to.
+    tensor: String,
+    /// Factor on the learning rate.
+    rate: f64,
 }
 
 /// What a step tells.
@@ -52,12 +64,23 @@ impl Stepper {
         Self {
             decoder,
             optimizer,
-            rates: rates(plan),
+            lines: lines(plan),
+            norms: None,
             weight_decay: config.optimizer.weight_decay,
             max_grad_norm: config.train.max_grad_norm,
             keep: if config.train.recompute { Keep::Inputs } else { Keep::Activations },
             seed: config.seed,
         }
+    }
+
+    /// Goes on by another plan: parameters start or stop training, and the optimiser forgets those that stop.
+    pub fn follow(&mut self, plan: &Plan) {
+        self.lines = lines(plan);
+        for param in self.decoder.params_mut() {
+            let trains = self.lines.contains_key(param.name());
+            param.set_trained(trains);
+        }
+        self.optimizer.retain(|name| self.lines.contains_key(name));
     }
 
     /// Does step number `step`, from 1, at the learning rate `lr`. Every target token of the step weighs the same,
@@ -82,30 +105,59 @@ impl Stepper {
         let grad_norm = optim::grad_norm(self.decoder.params()).map_err(failed)?;
         // As torch's clip_grad_norm_, its small constant included.
         let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let mut squares: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
         for param in self.decoder.params_mut().filter(|param| param.trains()) {
-            let lr = lr * self.rates.get(param.name()).copied().unwrap_or(1.0);
+            let line = self.lines.get(param.name());
+            let before = match (&self.norms, line) {
+                (Some(_), Some(line)) => {
+                    let gradient = optim::grad_norm(std::iter::once(&*param)).map_err(failed)?;
+                    squares.entry(&line.tensor).or_default()[0] += gradient * gradient;
+                    Some((param.value.as_f32().into_owned(), line))
+                }
+                _ => None,
+            };
+            let lr = lr * line.map_or(1.0, |line| line.rate);
             self.optimizer.update(param, lr, self.weight_decay, clip as f32).map_err(failed)?;
+            if let Some((before, line)) = before {
+                squares.entry(&line.tensor).or_default()[1] += distance_squared(&before, &param.value.as_f32());
+            }
+        }
+        if let Some(norms) = &mut self.norms {
+            for (tensor, [gradient, update]) in squares {
+                norms.add(tensor, gradient, update);
+            }
         }
         Ok(StepOutcome { loss, grad_norm, tokens: batches.iter().map(|batch| batch.tokens() as u64).sum() })
     }
 }
 
-/// The factor on the learning rate of every parameter that trains, by its name.
-fn rates(plan: &Plan) -> BTreeMap<String, f64> {
-    let mut rates = BTreeMap::new();
+/// What the plan says of every parameter that trains, by its name.
+fn lines(plan: &Plan) -> BTreeMap<String, Line> {
+    let mut lines = BTreeMap::new();
     for entry in plan.trained() {
+        let line = |rate| Line { tensor: entry.tensor.clone(), rate };
         match entry.treatment {
             Treatment::Adapt(_) => {
                 let names = AdapterNames::of(&entry.tensor);
                 let of_b = entry.lr_scale * entry.lr_scale_b;
-                rates.extend([(names.a, entry.lr_scale), (names.b, of_b), (names.magnitude, of_b)]);
+                lines.extend([(names.a, line(entry.lr_scale)), (names.b, line(of_b)), (names.magnitude, line(of_b))]);
             }
             Treatment::Train | Treatment::Frozen => {
-                rates.insert(entry.tensor.clone(), entry.lr_scale);
+                lines.insert(entry.tensor.clone(), line(entry.lr_scale));
             }
         }
     }
-    rates
+    lines
+}
+
+/// The squared Euclidean distance, summed in a fixed order whatever the number of cores.
+fn distance_squared(before: &[f32], after: &[f32]) -> f64 {
+    const STRETCH: usize = 1 << 16;
+    let part = |(before, after): (&[f32], &[f32])| -> f64 {
+        before.iter().zip(after).map(|(b, a)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
+    };
+    let sums: Vec<f64> = before.par_chunks(STRETCH).zip(after.par_chunks(STRETCH)).map(part).collect();
+    sums.iter().sum()
 }
 
 fn train_error(error: EngineError, step: u64) -> Error {

@@ -11,12 +11,17 @@ use crate::checkpoint::tensors::TensorSpec;
 use crate::checkpoint::{TensorData, TensorFile, TensorSource};
 use crate::{Error, Result};
 
-/// The parameters that train, each with the shape it has in files.
+/// The parameters that train or once did, each with the shape it has in files.
 pub struct Trainable<'a>(Vec<&'a Param>);
 
 impl<'a> Trainable<'a> {
     /// Those of `decoder`, in the order of the forward pass.
     pub fn of(decoder: &'a Decoder) -> Self {
+        Self(decoder.params().filter(|param| param.has_trained()).collect())
+    }
+
+    /// Those that train now.
+    pub fn now(decoder: &'a Decoder) -> Self {
         Self(decoder.params().filter(|param| param.trains()).collect())
     }
 
@@ -59,7 +64,7 @@ impl TensorSource for Trainable<'_> {
 /// # Errors
 /// When one is missing, or has another shape or type than the plan gives it.
 pub fn load(decoder: &mut Decoder, file: &TensorFile) -> Result<()> {
-    for param in decoder.params_mut().filter(|param| param.trains()) {
+    for param in decoder.params_mut().filter(|param| param.has_trained()) {
         let tensor = file.get(param.name())?;
         let expected = shape(param);
         param.value = match (&param.value, tensor.data) {
