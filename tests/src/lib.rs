@@ -3,5 +3,6 @@
 pub mod command;
 pub mod compare;
 pub mod golden;
+pub mod plugins;
 pub mod setup;
 pub mod smollm2;
