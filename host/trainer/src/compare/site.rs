@@ -50,15 +50,7 @@ impl<'a> Site<'a> {
                 files.insert(format!("{name}.{i}"), self.store.file_hash(path)?);
             }
         }
-        // A plugin, or what a policy reads: whatever in its settings is a file, by its content.
-        let policy = serde_json::to_value(&config.policy).unwrap_or_default();
-        for (key, text) in
-            policy.as_object().into_iter().flatten().filter_map(|(key, value)| Some((key, value.as_str()?)))
-        {
-            if Path::new(text).is_file() {
-                files.insert(format!("policy.{key}"), self.store.file_hash(Path::new(text))?);
-            }
-        }
+        files.extend(self.policy_files(config)?);
         Ok(Inputs {
             kind: kind.to_string(),
             config: placeless.to_toml()?,
@@ -68,6 +60,20 @@ impl<'a> Site<'a> {
             executable: self.executable_hash.clone(),
             of: None,
         })
+    }
+
+    /// A plugin, and what a policy reads: whatever in its settings is a file, by its content.
+    ///
+    /// # Errors
+    /// When one can't be read.
+    pub fn policy_files(&self, config: &Config) -> Result<BTreeMap<String, String>> {
+        let policy = serde_json::to_value(&config.policy).unwrap_or_default();
+        let mut files = BTreeMap::new();
+        for (key, value) in policy.as_object().into_iter().flatten() {
+            let Some(path) = value.as_str().map(Path::new).filter(|path| path.is_file()) else { continue };
+            files.insert(format!("policy.{key}"), self.store.file_hash(path)?);
+        }
+        Ok(files)
     }
 
     /// Runs a child in the cell's directory, unless it has ended before.

@@ -141,6 +141,9 @@ pub struct Row {
     pub policy: String,
     /// What it set, as JSON: its policy's settings.
     pub settings: serde_json::Value,
+    /// The sha256 of its plugin, and of each file that its policy reads, by setting.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
     /// The method of whose selection this is the random counterpart.
     pub control_of: Option<String>,
     /// `ok`, `failed` or `out_of_memory`.

@@ -159,7 +159,7 @@ function repeat() {
   return [h("h2", {}, "To repeat it"),
     h("details", {}, h("summary", {}, "Versions, hashes, machine"), h("div", {}, h("dl", { class: "plain" }, facts.map(pair)))),
     h("details", {}, h("summary", {}, "Runs and plans"), h("div", {}, runs.map((row) => [h("h3", {}, row.name), h("p", { class: "note" }, `policy ${row.policy}, learning rate ${or(row.lr, rate)}, settings `, h("code", {}, JSON.stringify(row.settings))),
-      h("dl", { class: "plain", style: { "margin-bottom": "16px" } }, row.seeds.map((seed) => pair([`seed ${seed.seed}`, `${seed.run}  plan ${seed.plan_hash}`])))]))),
+      h("dl", { class: "plain", style: { "margin-bottom": "16px" } }, Object.entries(row.files).map(pair), row.seeds.map((seed) => pair([`seed ${seed.seed}`, `${seed.run}  plan ${seed.plan_hash}`])))]))),
     h("details", {}, h("summary", {}, "Configuration"), h("div", {}, h("pre", { tabindex: "0" }, setup.configuration)))];
 }
 

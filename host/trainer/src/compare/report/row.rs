@@ -81,6 +81,7 @@ fn row(site: &Site<'_>, method: &MethodResults, base: &BaseRow) -> Result<Row> {
         name: method.method.name.clone(),
         policy: method.method.config.policy.name.clone(),
         settings: settings(method),
+        files: site.policy_files(&method.method.config)?,
         control_of: method.method.control_of.clone(),
         status: match (failure.is_some_and(|failure| failure.out_of_memory), &reason) {
             (true, _) => Status::OutOfMemory,

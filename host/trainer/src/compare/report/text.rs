@@ -188,6 +188,9 @@ pub fn markdown(report: &Report) -> String {
     }
     for row in &report.methods {
         let plans: Vec<&str> = row.seeds.iter().map(|seed| seed.plan_hash.get(..12).unwrap_or_default()).collect();
+        for (setting, hash) in &row.files {
+            let _ = writeln!(out, "* {} of {}: {hash}", plain(setting), plain(&row.name));
+        }
         let _ = writeln!(out, "* plans of {}: {}", plain(&row.name), plans.join(", "));
     }
     let fence = "`".repeat(longest_run(&setup.configuration, '`').max(2) + 1);
