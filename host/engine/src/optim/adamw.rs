@@ -249,7 +249,9 @@ impl Bits8<'_> {
 /// One step's constants, in the form of PyTorch's single-tensor AdamW.
 #[derive(Clone, Copy)]
 struct Rule {
-    beta1: f32,
+    /// `1 - beta1` and `1 - beta2` as PyTorch has them, rounded once: in `f32`, 1 - 0.999 is off by 5e-5 of itself.
+    rest1: f32,
+    rest2: f32,
     beta2: f32,
     shrink: f32,
     step_size: f32,
@@ -263,7 +265,8 @@ impl Rule {
         let (beta1, beta2) = options.betas;
         let correction = |beta: f64| 1.0 - beta.powf(updates as f64);
         Self {
-            beta1: beta1 as f32,
+            rest1: (1.0 - beta1) as f32,
+            rest2: (1.0 - beta2) as f32,
             beta2: beta2 as f32,
             shrink: (1.0 - lr * weight_decay) as f32,
             step_size: (lr / correction(beta1)) as f32,
@@ -276,8 +279,8 @@ impl Rule {
     fn apply(&self, weights: &mut [f32], first: &mut [f32], second: &mut [f32], grad: &[f32]) {
         for (((w, m), v), g) in weights.iter_mut().zip(first).zip(second).zip(grad) {
             let g = g * self.grad_factor;
-            *m += (1.0 - self.beta1) * (g - *m);
-            *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+            *m += self.rest1 * (g - *m);
+            *v = self.beta2 * *v + self.rest2 * g * g;
             *w = *w * self.shrink - self.step_size * *m / (v.sqrt() * self.inverse_root_correction2 + self.eps);
         }
     }
