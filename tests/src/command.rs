@@ -75,6 +75,7 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
         .env("HF_HOME", folder.join(".no-cache"))
         // Empty: singular values are not kept.
         .env("LIFTPLAN_CACHE", "")
+        .env("LIFTPLAN_PLUGINS", folder.join(".no-plugins"))
         // A port that nothing listens on.
         .env("HF_ENDPOINT", "http://127.0.0.1:9")
         .env_remove("HF_TOKEN")

@@ -54,8 +54,15 @@ pub enum Command {
     Export(Export),
     /// Write text with a run's model, or with an untouched one.
     Generate(Generate),
+    /// Install policies that others wrote, or write one.
+    #[command(subcommand)]
+    Plugin(crate::plugin_args::Plugin),
     /// Show what this machine can do.
     Doctor,
+    /// Serves a native plugin; the host starts it, and it is of no use to a person.
+    #[cfg(unix)]
+    #[command(name = liftplan::plugin::native::COMMAND, hide = true)]
+    NativePlugin,
 }
 
 /// A configuration and what goes over it.

@@ -12,6 +12,7 @@ mod args;
 mod commands;
 mod interrupt;
 mod output;
+mod plugin_args;
 mod progress;
 
 fn main() -> ExitCode {

@@ -135,3 +135,26 @@ macro_rules! entry {
         $crate::bindings::export!(LiftplanPlugin with_types_in $crate::bindings);
     };
 }
+
+/// What the host calls.
+#[doc(hidden)]
+#[macro_export]
+#[cfg(not(target_family = "wasm"))]
+macro_rules! entry {
+    ($policy:ty, $metadata:ident) => {
+        /// The functions of this plugin, for the host.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn liftplan_plugin() -> *const $crate::native::abi::Policy {
+            static TABLE: $crate::native::abi::Policy = $crate::native::abi::Policy {
+                size: size_of::<$crate::native::abi::Policy>(),
+                abi: $crate::native::abi::ABI_VERSION,
+                reserved: 0,
+                make_plan: Some($crate::native::make_plan::<$policy>),
+                revise: Some($crate::native::revise::<$policy>),
+            };
+            // A linker drops what nothing refers to.
+            std::hint::black_box(&METADATA_SECTION);
+            &TABLE
+        }
+    };
+}

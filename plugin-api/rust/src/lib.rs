@@ -55,6 +55,7 @@ mod run;
 pub mod bindings;
 #[cfg(not(target_family = "wasm"))]
 #[doc(hidden)]
+#[allow(missing_docs)]
 pub mod native;
 #[cfg(target_family = "wasm")]
 #[doc(hidden)]

@@ -13,6 +13,7 @@ mod fixture;
 mod model;
 mod output;
 mod plan;
+mod plugin;
 mod quantised;
 
 use fixture::Folder;
@@ -107,6 +108,11 @@ fn storage_that_does_not_fit() {
 }
 
 #[test]
+fn plugins_that_cannot_be() {
+    check(&plugin::CASES);
+}
+
+#[test]
 fn outputs_that_cannot_be() {
     check(&output::CASES);
 }
@@ -118,7 +124,15 @@ fn comparisons_that_cannot_be() {
 
 #[test]
 fn there_are_enough_of_them() {
-    let cases = [&config::CASES[..], &model::CASES, &data::CASES, &plan::CASES, &output::CASES, &compare::CASES];
+    let cases = [
+        &config::CASES[..],
+        &model::CASES,
+        &data::CASES,
+        &plan::CASES,
+        &plugin::CASES,
+        &output::CASES,
+        &compare::CASES,
+    ];
     let names: std::collections::BTreeSet<&str> =
         cases.iter().flat_map(|cases| cases.iter().map(|case| case.name)).collect();
     assert_eq!(names.len(), cases.iter().map(|cases| cases.len()).sum::<usize>(), "two cases have the same name");

@@ -19,6 +19,8 @@ mod export;
 mod generate;
 mod inspect;
 mod plan;
+mod plugin;
+mod plugin_author;
 mod scan;
 mod train;
 
@@ -35,7 +37,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         Command::CompareJob(args) => compare::job(&args),
         Command::Export(args) => export::run(&args, output),
         Command::Generate(args) => generate::run(&args, output),
+        Command::Plugin(args) => plugin::run(&args, output),
         Command::Doctor => doctor::run(output),
+        #[cfg(unix)]
+        Command::NativePlugin => liftplan::plugin::native::serve(),
     }
 }
 

@@ -278,7 +278,7 @@ fn test(
 /// whichever method comes first.
 fn untouched(config: &Config) -> Config {
     let mut config = config.clone();
-    config.policy = PolicyConfig { name: "lora".into(), plugin: None, settings: Map::new() };
+    config.policy = PolicyConfig { name: "lora".into(), plugin: None, project: None, settings: Map::new() };
     config.optimizer.lr = 1e-4;
     config
 }
@@ -360,7 +360,7 @@ fn control(site: &Site<'_>, method: &Method, cell: &Cell) -> Result<Option<Metho
     }
     let settings = Map::from_iter([("like".to_string(), Value::String(file.display().to_string()))]);
     let mut config = method.config.clone();
-    config.policy = PolicyConfig { name: policy::CONTROL.into(), plugin: None, settings };
+    config.policy = PolicyConfig { name: policy::CONTROL.into(), plugin: None, project: None, settings };
     Ok(Some(Method {
         name: format!("{} · random layers", method.name),
         config,

@@ -93,6 +93,10 @@ pub struct PolicyConfig {
     /// A plugin's file, instead of a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<PathBuf>,
+    /// The directory of `liftplan.lock`, where plugins are installed and native ones allowed. Default: the
+    /// configuration's own, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<PathBuf>,
     /// The policy's settings, checked by the policy (see [`crate::policy`]).
     #[serde(flatten)]
     pub settings: Map<String, Value>,

@@ -12,6 +12,7 @@ use super::{
     ScheduleConfig, ScheduleName, Task, TrainConfig, Weights, presets, storage,
 };
 use crate::plugin::Limits;
+use crate::plugin::store::LOCK_FILE;
 use crate::{Error, Result};
 
 /// Resolves what was written in the file at `file` (an absolute path).
@@ -112,11 +113,20 @@ fn policy(written: Option<Map<String, Value>>, directory: &Path) -> Result<Polic
     };
     let name = settings.shift_remove("name").map(|name| string("name", name)).transpose()?;
     let plugin = settings.shift_remove("plugin").map(|file| string("plugin", file)).transpose()?;
+    let project = settings.shift_remove("project").map(|directory| string("project", directory)).transpose()?;
+    // A run's own configuration lies elsewhere, so that the place must be part of it.
+    let project = match project {
+        Some(project) => Some(normal(&directory.join(project))),
+        None => Some(normal(directory)).filter(|directory| directory.join(LOCK_FILE).is_file()),
+    };
     match (name, plugin) {
-        (Some(name), None) => Ok(PolicyConfig { name, plugin: None, settings }),
+        (Some(name), None) => {
+            let project = project.filter(|_| !crate::policy::is_built_in(&name));
+            Ok(PolicyConfig { name, plugin: None, project, settings })
+        }
         (None, Some(file)) => {
             let plugin = Some(normal(&directory.join(file)));
-            Ok(PolicyConfig { name: String::new(), plugin, settings })
+            Ok(PolicyConfig { name: String::new(), plugin, project, settings })
         }
         (Some(_), Some(_)) => Err(Error::config("`policy.name` and `policy.plugin` are both set")
             .help("keep one: the name of a built-in policy or an installed plugin, or a plugin's file")),

@@ -93,6 +93,30 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The component with one more custom section at its end, where sections may stand in any number.
+pub(super) fn append(mut component: Vec<u8>, name: &str, content: &[u8]) -> Vec<u8> {
+    let mut named = Vec::new();
+    write_number(name.len(), &mut named);
+    named.extend(name.as_bytes());
+    named.extend(content);
+    component.push(CUSTOM);
+    write_number(named.len(), &mut component);
+    component.extend(named);
+    component
+}
+
+/// An unsigned LEB128 number.
+fn write_number(mut number: usize, to: &mut Vec<u8>) {
+    loop {
+        let more = number >> 7 != 0;
+        to.push((number & 0x7f) as u8 | u8::from(more) << 7);
+        number >>= 7;
+        if !more {
+            return;
+        }
+    }
+}
+
 fn cut_short() -> Error {
     Error::plan("it ends in the middle: it is cut short or damaged").help("fetch or build it again")
 }
@@ -109,22 +133,14 @@ pub(super) mod tests {
     /// A section.
     pub(crate) fn section(id: u8, content: &[u8]) -> Vec<u8> {
         let mut bytes = vec![id];
-        let mut length = content.len();
-        loop {
-            let more = length >> 7 != 0;
-            bytes.push((length & 0x7f) as u8 | u8::from(more) << 7);
-            length >>= 7;
-            if !more {
-                break;
-            }
-        }
+        write_number(content.len(), &mut bytes);
         bytes.extend(content);
         bytes
     }
 
     /// A custom section.
     pub(crate) fn custom(name: &str, content: &[u8]) -> Vec<u8> {
-        section(CUSTOM, &[&[name.len() as u8], name.as_bytes(), content].concat())
+        append(Vec::new(), name, content)
     }
 
     /// A component of these sections.

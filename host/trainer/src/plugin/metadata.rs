@@ -174,6 +174,33 @@ impl Metadata {
         format!("{} {}", self.name, self.version)
     }
 
+    /// All of it, for a person.
+    pub fn text(&self, kind: Kind, sha256: &str) -> String {
+        let kind = match kind {
+            Kind::Wasm => "WebAssembly component",
+            Kind::Native => "native library",
+        };
+        let mut text = format!(
+            "{}\n  {}\n\n  author    {}\n  licence   {}\n  kind      {kind}, plugin API {}\n  sha256    {sha256}\n",
+            self.shown(),
+            self.about,
+            self.author,
+            self.license,
+            self.api
+        );
+        for capability in &self.capabilities {
+            text.push_str(&format!("  asks for  {}\n", capability.in_words()));
+        }
+        text.push_str("\nsettings\n");
+        let properties = self.settings.get("properties").and_then(Value::as_object);
+        for (name, property) in properties.into_iter().flatten() {
+            let about = property.get("description").and_then(Value::as_str).unwrap_or_default();
+            let default = property.get("default").map(|default| format!("; default {default}")).unwrap_or_default();
+            text.push_str(&format!("  {:16} {}{}\n", escaped(name, 80), escaped(about, 400), escaped(&default, 200)));
+        }
+        text
+    }
+
     fn check(&self) -> Result<()> {
         if !is_name(&self.name) {
             return Err(wrong(format!("the name \"{}\" is no name for a plugin", escaped(&self.name, 80)))

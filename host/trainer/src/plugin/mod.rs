@@ -6,13 +6,17 @@
 
 use std::path::Path;
 
+use crate::Result;
 use crate::policy::Policy;
-use crate::{Error, Result};
 
+pub mod author;
 pub mod call;
 pub mod limits;
 pub mod metadata;
+#[cfg(unix)]
+pub mod native;
 pub mod settings;
+pub mod store;
 pub mod wasm;
 mod custom_section;
 mod text;
@@ -20,20 +24,50 @@ mod text;
 pub use call::{Call, Fault, Refusal};
 pub use limits::{Exceeded, Limits};
 pub use metadata::{Kind, Metadata};
+pub use store::Loaded;
 pub use text::escaped;
 
-/// The policy in the plugin's file at `path`.
+/// The policy in the plugin's file at `path`. A native library must have been installed in `project`, the directory of
+/// `liftplan.lock`: only there it was allowed.
 ///
 /// # Errors
-/// It can't be read, or is no plugin that can be loaded so.
-pub fn open(path: &Path, limits: &Limits) -> Result<Box<dyn Policy>> {
+/// It can't be read, is no plugin, or is native code that nobody allowed.
+pub fn open(path: &Path, project: Option<&Path>, limits: &Limits) -> Result<Box<dyn Policy>> {
     let bytes = wasm::read_file(path, limits)?;
-    let (kind, metadata) = Metadata::read(&bytes).map_err(|error| error.at(path.display()))?;
-    match kind {
-        Kind::Wasm => Ok(Box::new(wasm::WasmPlugin::load(&bytes, limits).map_err(|error| error.at(path.display()))?)),
-        Kind::Native => {
-            Err(Error::plan(format!("{}: plugin {} is a native library", path.display(), metadata.shown()))
-                .help("this version runs WebAssembly components"))
-        }
+    let mut loaded = Loaded::from_bytes(bytes).map_err(|error| error.at(path.display()))?;
+    if let (Kind::Native, Some(project)) = (loaded.kind, project) {
+        // The lock alone is not enough: it may have come with somebody else's project. What this user installed is kept.
+        let lock = store::Lock::read(project)?;
+        let pinned = lock.plugins.iter().find(|pinned| pinned.sha256 == loaded.sha256);
+        let kept = store::Files::of_user()?.has(&loaded.sha256);
+        loaded.allow_native = kept && pinned.is_some_and(|pinned| pinned.allow_native);
+    }
+    policy(loaded, limits).map_err(|error| error.at(path.display()))
+}
+
+/// The policy in the plugin that `liftplan.lock` in `project` calls `name`; `None` if it calls none so.
+///
+/// # Errors
+/// Its file is missing or was changed, or can't be loaded.
+pub fn open_installed(name: &str, project: &Path, limits: &Limits) -> Result<Option<Box<dyn Policy>>> {
+    if !store::Lock::read(project)?.plugins.iter().any(|pinned| pinned.name == name) {
+        return Ok(None);
+    }
+    let loaded = store::load(project, &store::Files::of_user()?, name)?;
+    policy(loaded, limits).map(Some)
+}
+
+/// The policy in a plugin whose bytes were read and hashed. Nothing else of its file is looked at again.
+///
+/// # Errors
+/// It can't be loaded, or is native code that nobody allowed.
+pub fn policy(loaded: Loaded, limits: &Limits) -> Result<Box<dyn Policy>> {
+    match loaded.kind {
+        Kind::Wasm => Ok(Box::new(wasm::WasmPlugin::load(&loaded.bytes, limits)?)),
+        #[cfg(unix)]
+        Kind::Native => Ok(Box::new(native::NativePlugin::new(loaded, limits)?)),
+        #[cfg(not(unix))]
+        Kind::Native => Err(crate::Error::plan(format!("plugin {} is a native library", loaded.metadata.shown()))
+            .help("on this system only WebAssembly components run")),
     }
 }

@@ -7,7 +7,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::{Config, Weights, presets::PRESETS, suggest};
+use crate::config::{Config, PolicyConfig, Weights, presets::PRESETS, suggest};
 use crate::model::inventory::Inventory;
 use crate::plan::{Origin, Plan, PlanBuilder, Storage, Treatment};
 use crate::plugin;
@@ -127,11 +127,20 @@ pub fn find(name: &str) -> Result<Box<dyn Policy>> {
 /// # Errors
 /// There is none, or the plugin can't be loaded.
 pub fn open(config: &Config) -> Result<Box<dyn Policy>> {
-    match &config.policy.plugin {
-        Some(file) => plugin::open(file, &config.plugins)
+    let PolicyConfig { name, plugin, project, .. } = &config.policy;
+    match plugin {
+        Some(file) => plugin::open(file, project.as_deref(), &config.plugins)
             .map_err(|error| Error::config(format!("`policy.plugin`: {}", error.message())).help_of(error)),
-        None => find(&config.policy.name),
+        None => find(name).or_else(|unknown| {
+            let Some(project) = project else { return Err(unknown) };
+            plugin::open_installed(name, project, &config.plugins)?.ok_or(unknown)
+        }),
     }
+}
+
+/// Whether `name` is a built-in policy's.
+pub fn is_built_in(name: &str) -> bool {
+    built_in().iter().any(|policy| policy.describe().name == name)
 }
 
 /// Finds the policy and resolves its settings: all that can be checked before a model is opened.

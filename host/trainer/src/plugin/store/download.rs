@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ureq::Agent;
 
-use super::source::too_large;
 use super::MAX_FILE_BYTES;
+use super::source::too_large;
 use crate::plugin::escaped;
 use crate::{Error, Result};
 
@@ -42,6 +42,9 @@ pub(super) fn get(url: &str) -> Result<Option<Vec<u8>>> {
     if response.status().is_redirection() {
         return Err(Error::plan(format!("{shown} cannot be fetched: the server sends on to another address"))
             .help("name that address"));
+    }
+    if response.body().content_length().is_some_and(|length| length > MAX_FILE_BYTES) {
+        return Err(too_large(&shown));
     }
     let bytes = response.body_mut().with_config().limit(MAX_FILE_BYTES + 1).read_to_vec().map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {

@@ -29,15 +29,16 @@ impl Files {
     /// There is no home directory, and nothing else says where.
     pub fn of_user() -> Result<Self> {
         let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let directory = match (variable("LIFTPLAN_PLUGINS"), variable("XDG_DATA_HOME").filter(|path| path.is_absolute())) {
-            (Some(chosen), _) => chosen,
-            (None, Some(data)) => data.join("liftplan/plugins"),
-            (None, None) => variable("HOME")
-                .ok_or_else(|| {
-                    Error::output("there is no home directory to keep plugins in").help("set LIFTPLAN_PLUGINS")
-                })?
-                .join(".local/share/liftplan/plugins"),
-        };
+        let directory =
+            match (variable("LIFTPLAN_PLUGINS"), variable("XDG_DATA_HOME").filter(|path| path.is_absolute())) {
+                (Some(chosen), _) => chosen,
+                (None, Some(data)) => data.join("liftplan/plugins"),
+                (None, None) => variable("HOME")
+                    .ok_or_else(|| {
+                        Error::output("there is no home directory to keep plugins in").help("set LIFTPLAN_PLUGINS")
+                    })?
+                    .join(".local/share/liftplan/plugins"),
+            };
         Ok(Self::in_directory(&directory))
     }
 
@@ -78,7 +79,8 @@ impl Files {
     pub fn put(&self, bytes: &[u8]) -> Result<String> {
         let sha256 = self::sha256(bytes);
         if self.get(&sha256).is_err() {
-            fs::create_dir_all(&self.directory).map_err(|e| output_error("create the directory", &self.directory, &e))?;
+            fs::create_dir_all(&self.directory)
+                .map_err(|e| output_error("create the directory", &self.directory, &e))?;
             write_atomically(&self.path(&sha256), bytes)?;
         }
         debug_assert!(bytes.len() as u64 <= MAX_FILE_BYTES);

@@ -65,7 +65,8 @@ impl Pinned {
     }
 
     fn check(&self) -> Result<()> {
-        let wrong = |what: &str| Error::config(format!("the plugin \"{}\": {what}", super::super::escaped(&self.name, 80)));
+        let wrong =
+            |what: &str| Error::config(format!("the plugin \"{}\": {what}", super::super::escaped(&self.name, 80)));
         if !is_name(&self.name) {
             return Err(wrong("this is no name for a plugin"));
         }
@@ -118,8 +119,10 @@ impl Lock {
         match table.get("version").and_then(toml::Value::as_integer) {
             Some(version) if version == i64::from(VERSION) => {}
             Some(version) if version > i64::from(VERSION) => {
-                return Err(Error::config(format!("it has version {version}, and this Liftplan reads version {VERSION}"))
-                    .help("update Liftplan"));
+                return Err(Error::config(format!(
+                    "it has version {version}, and this Liftplan reads version {VERSION}"
+                ))
+                .help("update Liftplan"));
             }
             _ => return Err(Error::config(format!("it has no `version = {VERSION}`"))),
         }

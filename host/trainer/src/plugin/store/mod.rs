@@ -51,17 +51,21 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Reads the plugin's file at `path`, which nothing pins. Native code is then allowed only if `allow_native` is the
-    /// file's hash.
+    /// The plugin in the file at `path`, which nothing pins and nobody allowed.
     ///
     /// # Errors
     /// It can't be read, is too large, or is no plugin.
-    pub fn from_file(path: &Path, allow_native: Option<&str>) -> Result<Self> {
-        let bytes = source::read_file(path)?;
-        let (kind, metadata) = Metadata::read(&bytes).map_err(|error| error.at(path.display()))?;
-        let sha256 = files::sha256(&bytes);
-        let allow_native = allow_native.is_some_and(|allowed| allowed.eq_ignore_ascii_case(&sha256));
-        Ok(Self { metadata, kind, sha256, bytes, allow_native })
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::from_bytes(source::read_file(path)?).map_err(|error| error.at(path.display()))
+    }
+
+    /// The plugin in these bytes, which nothing pins and nobody allowed.
+    ///
+    /// # Errors
+    /// They are no plugin.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        let (kind, metadata) = Metadata::read(&bytes)?;
+        Ok(Self { metadata, kind, sha256: files::sha256(&bytes), bytes, allow_native: false })
     }
 }
 
@@ -84,6 +88,28 @@ pub fn load(project: &Path, files: &Files, name: &str) -> Result<Loaded> {
         .help(format!("install it again with `liftplan plugin install {}`", pinned.source)));
     }
     Ok(Loaded { metadata, kind, sha256: pinned.sha256.clone(), bytes, allow_native: pinned.allow_native })
+}
+
+/// Fetches the file of each plugin of the project's lock that is missing on this machine, or damaged, and gives the
+/// fetched ones. Each must have the hash that the lock has. A lock can be somebody else's: native code that is not on this
+/// machine yet is fetched only if `allow_native` is its hash.
+///
+/// # Errors
+/// One can't be fetched, is another file by now, or is not allowed. Those before it stay.
+pub fn restore(project: &Path, files: &Files, allow_native: Option<&str>) -> Result<Vec<Pinned>> {
+    let lock = Lock::read(project)?;
+    let mut fetched = Vec::new();
+    for pinned in lock.plugins {
+        let allowed = allow_native.is_some_and(|allowed| allowed.eq_ignore_ascii_case(&pinned.sha256));
+        if pinned.kind == Kind::Native && !allowed && !files.has(&pinned.sha256) {
+            return Err(Error::plan(format!("{} is native code, which can do whatever you can", pinned.shown()))
+                .help(format!("if you trust its author, add --allow-native {}", pinned.sha256)));
+        }
+        if offer::restore(&pinned, project, files)? {
+            fetched.push(pinned);
+        }
+    }
+    Ok(fetched)
 }
 
 /// The line of the lock for `name`.

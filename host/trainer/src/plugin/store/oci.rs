@@ -11,16 +11,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use tokio::io::AsyncWrite;
 
+use super::MAX_FILE_BYTES;
 use super::offer::Found;
 use super::signature;
 use super::source::{Source, is_this_machine, too_large};
-use super::MAX_FILE_BYTES;
 use crate::plugin::escaped;
 use crate::{Error, Result};
 
@@ -57,7 +57,10 @@ pub(super) fn pull(place: &str) -> Result<Found> {
         .map_err(|error| Error::internal(format!("the network cannot be used: {error}")))?;
     let pulled = runtime.block_on(async {
         tokio::time::timeout(DEADLINE, pull_all(&reference, registry, &shown)).await.unwrap_or_else(|_| {
-            Err(Error::plan(format!("{shown} cannot be fetched: it took more than {} minutes", DEADLINE.as_secs() / 60)))
+            Err(Error::plan(format!(
+                "{shown} cannot be fetched: it took more than {} minutes",
+                DEADLINE.as_secs() / 60
+            )))
         })
     });
     // Without waiting for what a name server has not answered.
@@ -88,8 +91,10 @@ async fn pull_all(reference: &Reference, registry: &str, shown: &str) -> Result<
     let layer = match of_type(&[WASM_TYPE, NATIVE_TYPE]).as_slice() {
         [one] => *one,
         [] => {
-            return Err(Error::plan(format!("{shown} is no plugin: no layer has the type {WASM_TYPE} or {NATIVE_TYPE}"))
-                .help("publish it with `oras push REGISTRY/NAME:VERSION NAME.wasm:application/wasm`"));
+            return Err(Error::plan(format!(
+                "{shown} is no plugin: no layer has the type {WASM_TYPE} or {NATIVE_TYPE}"
+            ))
+            .help("publish it with `oras push REGISTRY/NAME:VERSION NAME.wasm:application/wasm`"));
         }
         several => {
             return Err(Error::plan(format!("{shown} has {} plugins, and must have one", several.len())));
@@ -149,9 +154,15 @@ impl AsyncWrite for Sink {
 
 fn explain(error: &OciDistributionError, shown: &str) -> Error {
     let network = "check the address and the network, then run the same command again";
+    let unknown = || ("the registry has no such plugin or version".to_string(), "check the name and the tag");
     let (what, help) = match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => {
-            ("the registry has no such plugin or version".to_string(), "check the name and the tag")
+        OciDistributionError::ImageManifestNotFoundError(_) => unknown(),
+        OciDistributionError::RegistryError { envelope, .. }
+            if envelope.errors.iter().all(|error| {
+                matches!(error.code, OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound)
+            }) =>
+        {
+            unknown()
         }
         OciDistributionError::RegistryError { envelope, .. } => {
             (escaped(&envelope.to_string(), 300), "check the name and the tag")

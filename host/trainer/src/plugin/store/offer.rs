@@ -110,41 +110,7 @@ pub fn fetch(wanted: &Wanted, project: &Path) -> Result<Offer> {
 /// # Errors
 /// The user did not agree to what it needs, or something can't be written.
 pub fn install(offer: &Offer, project: &Path, files: &Files, consent: &Consent) -> Result<Pinned> {
-    let shown = offer.metadata.shown();
-    let allow_native = match (offer.kind, &consent.allow_native) {
-        (Kind::Wasm, None) => false,
-        (Kind::Wasm, Some(_)) => {
-            return Err(Error::config(format!("--allow-native has no effect: {shown} is a WebAssembly component"))
-                .help("leave it out"));
-        }
-        (Kind::Native, Some(hash)) if hash.eq_ignore_ascii_case(&offer.sha256) => true,
-        (Kind::Native, Some(hash)) => {
-            return Err(Error::plan(format!(
-                "--allow-native names {}, and the sha256 of {shown} is {}",
-                super::super::escaped(hash, 80),
-                offer.sha256
-            ))
-            .help("this is not the file that you meant to allow"));
-        }
-        (Kind::Native, None) => {
-            return Err(Error::plan(format!(
-                "{shown} is native code, which can do whatever you can; nothing fences it in"
-            ))
-            .help(format!("if you trust its author, add --allow-native {}", offer.sha256)));
-        }
-    };
-    if let Some(old) = &offer.replaces {
-        if old.version == offer.metadata.version && old.sha256 != offer.sha256 && !consent.replace {
-            return Err(Error::plan(format!(
-                "{shown} is installed already, and this file is another one: its sha256 is {}, where {LOCK_FILE} has {}",
-                offer.sha256, old.sha256
-            ))
-            .help("a published version does not change; if you built it anew yourself, add --replace"));
-        }
-        if let (Some(old), None) = (&old.public_key, &offer.public_key) {
-            return Err(Error::plan(format!("{shown}: the installed one was signed with {old}, this one is not signed")));
-        }
-    }
+    offer.check(consent)?;
     let mut lock = Lock::read(project)?;
     let pinned = Pinned {
         name: offer.metadata.name.clone(),
@@ -153,7 +119,7 @@ pub fn install(offer: &Offer, project: &Path, files: &Files, consent: &Consent) 
         sha256: files.put(&offer.bytes)?,
         source: offer.source.clone(),
         public_key: offer.public_key.clone(),
-        allow_native,
+        allow_native: offer.kind == Kind::Native,
     };
     lock.insert(pinned.clone());
     lock.write()?;
@@ -229,6 +195,51 @@ fn signature_beside(source: &Source) -> Result<Vec<u8>> {
 }
 
 impl Offer {
+    /// Whether the user agreed to what the plugin needs.
+    ///
+    /// # Errors
+    /// Not to all of it.
+    pub fn check(&self, consent: &Consent) -> Result<()> {
+        let shown = self.metadata.shown();
+        match (self.kind, &consent.allow_native) {
+            (Kind::Wasm, None) => {}
+            (Kind::Wasm, Some(_)) => {
+                return Err(Error::config(format!("--allow-native has no effect: {shown} is a WebAssembly component"))
+                    .help("leave it out"));
+            }
+            (Kind::Native, Some(hash)) if hash.eq_ignore_ascii_case(&self.sha256) => {}
+            (Kind::Native, Some(hash)) => {
+                return Err(Error::plan(format!(
+                    "--allow-native names {}, and the sha256 of {shown} is {}",
+                    super::super::escaped(hash, 80),
+                    self.sha256
+                ))
+                .help("this is not the file that you meant to allow"));
+            }
+            (Kind::Native, None) => {
+                return Err(Error::plan(format!(
+                    "{shown} is native code, which can do whatever you can; nothing fences it in"
+                ))
+                .help(format!("if you trust its author, add --allow-native {}", self.sha256)));
+            }
+        }
+        if let Some(old) = &self.replaces {
+            if old.version == self.metadata.version && old.sha256 != self.sha256 && !consent.replace {
+                return Err(Error::plan(format!(
+                    "{shown} is installed already, and this file is another one: its sha256 is {}, where {LOCK_FILE} has {}",
+                    self.sha256, old.sha256
+                ))
+                .help("a published version does not change; if you built it anew yourself, add --replace"));
+            }
+            if let (Some(old), None) = (&old.public_key, &self.public_key) {
+                return Err(Error::plan(format!(
+                    "{shown}: the installed one was signed with {old}, this one is not signed"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// What it is and asks for, for a person to agree to.
     pub fn text(&self) -> String {
         let metadata = &self.metadata;
