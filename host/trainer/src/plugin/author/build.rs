@@ -211,9 +211,7 @@ fn js(directory: &Path) -> Result<Vec<u8>> {
     let quoted = serde_json::Value::String(metadata.clone());
     write_atomically(&whole, format!("const METADATA = {quoted};\n{source}").as_bytes())?;
     let out = directory.join(DIST).join(".plugin.tmp");
-    let mut npx = tool("npx", directory);
-    npx.args(["componentize-qjs", "-w", "wit", "-n", "plugin", "--stub-wasi", "--opt-size", "--sync", "-j"]);
-    let made = run(npx.arg(&whole).arg("-o").arg(&out), "npx", npm);
+    let made = run(tool("node", directory).arg("build.mjs").arg(&whole).arg(&out), "node", npm);
     let _ = fs::remove_file(&whole);
     made?;
     Ok(custom_section::append(taken(&out)?, WASM_SECTION, metadata.as_bytes()))

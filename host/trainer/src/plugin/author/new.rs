@@ -67,9 +67,10 @@ const C: [(&str, &str); 2] = [
 ];
 const WIT: (&str, &str) = ("wit/policy.wit", include_str!("../../../../../plugin-api/wit/policy-0.1.0/policy.wit"));
 const METADATA: (&str, &str) = ("plugin.json", include_str!("templates/plugin.json.txt"));
-const JS: [(&str, &str); 4] = [
+const JS: [(&str, &str); 5] = [
     ("plugin.js", include_str!("templates/js/plugin.js")),
     ("package.json", include_str!("templates/js/package.json.txt")),
+    ("build.mjs", include_str!("templates/js/build.mjs")),
     METADATA,
     WIT,
 ];
