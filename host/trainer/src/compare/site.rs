@@ -15,7 +15,7 @@ use super::store::{Cell, Ended, Failure, Inputs, Store};
 use crate::config::Config;
 use crate::files::{output_error, write_atomically};
 use crate::model::BaseModel;
-use crate::{Error, Result};
+use crate::{Error, Result, policy};
 
 /// The subcommand of the program that does a [`Job`].
 pub const JOB_COMMAND: &str = "compare-job";
@@ -67,11 +67,16 @@ impl<'a> Site<'a> {
     /// # Errors
     /// When one can't be read.
     pub fn policy_files(&self, config: &Config) -> Result<BTreeMap<String, String>> {
-        let policy = serde_json::to_value(&config.policy).unwrap_or_default();
+        let written = serde_json::to_value(&config.policy).unwrap_or_default();
         let mut files = BTreeMap::new();
-        for (key, value) in policy.as_object().into_iter().flatten() {
+        for (key, value) in written.as_object().into_iter().flatten() {
             let Some(path) = value.as_str().map(Path::new).filter(|path| path.is_file()) else { continue };
             files.insert(format!("policy.{key}"), self.store.file_hash(path)?);
+        }
+        // A plugin that is called by its name, and not by its file.
+        if config.policy.plugin.is_none() && policy::find(&config.policy.name).is_err() {
+            let hash = policy::open(config)?.plugin_sha256().map(str::to_string);
+            files.extend(hash.map(|hash| ("policy.plugin".to_string(), hash)));
         }
         Ok(files)
     }
