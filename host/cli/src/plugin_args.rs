@@ -127,9 +127,6 @@ pub struct Check {
     /// One of its settings, as in --set percent=50. Can be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub set: Vec<String>,
-    /// Offer it an inert WASI, as plugins.wasi = true does.
-    #[arg(long)]
-    pub wasi: bool,
 }
 
 /// `plugin test`.

@@ -264,8 +264,8 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "the file system",
             component("(component (import \"wasi:filesystem/types@0.2.0\" (instance)) (import \"wasi:sockets/tcp@0.2.0\" (instance)))"),
             "plugin hostile 6.6.6: it imports `wasi:filesystem/types@0.2.0` and 1 more, and plugins get \
-             nothing but the plugin API\n  help: plugins.wasi = true offers an inert WASI: no files, no \
-             network, a clock that stands still",
+             nothing but the plugin API\n  help: its author can leave WASI out, as `liftplan plugin \
+             build` does (--stub-wasi)",
         ),
         ("a host that is not there", component("(component (import \"liftplan:policy/weights@0.1.0\" (instance (export \"read\" (func)))))"), "plugin hostile 6.6.6 does not fit the plugin API 0.1: function implementation is missing\n  \
              help: build it again with the SDK of this version"),

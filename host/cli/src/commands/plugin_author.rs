@@ -48,7 +48,7 @@ pub fn build(args: &Build, output: &Output) -> Result<()> {
 
 /// Looks at a plugin's file, or at all that a project built.
 pub fn check(args: &Check, output: &Output) -> Result<()> {
-    let limits = Limits { wasi: args.wasi, ..Limits::default() };
+    let limits = Limits::default();
     let settings = author::settings(&args.set)?;
     let mut checked = Vec::new();
     for file in author::files(&here()?.join(&args.plugin))? {

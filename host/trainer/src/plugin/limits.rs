@@ -29,9 +29,6 @@ pub struct Limits {
     pub state_kib: u64,
     /// Batches of data that it may measure on. Default 16.
     pub calibration_batches: u32,
-    /// Offers plugins an inert WASI, which JavaScript and Python toolchains import: no files, no network, a clock that
-    /// stands still, and random numbers from the run's seed. Default false.
-    pub wasi: bool,
 }
 
 impl Default for Limits {
@@ -47,7 +44,6 @@ impl Default for Limits {
             statistics: 100,
             state_kib: 1024,
             calibration_batches: 16,
-            wasi: false,
         }
     }
 }

@@ -69,12 +69,12 @@ fn rules(text: &str, limits: &Limits) -> (String, Option<String>) {
     (format!("it broke a rule of components: {}", escaped(text, 400)), None)
 }
 
-/// Refuses a component that imports more than the plugin API, and with `wasi` the inert WASI.
-pub(super) fn check_imports(component: &Component, engine: &Engine, wasi: bool) -> Result<()> {
+/// Refuses a component that imports more than the plugin API.
+pub(super) fn check_imports(component: &Component, engine: &Engine) -> Result<()> {
     let imports = component.component_type();
     let mut others: Vec<String> = Vec::new();
     for (name, _) in imports.imports(engine) {
-        if !(name.starts_with(API) || wasi && name.starts_with("wasi:")) {
+        if !name.starts_with(API) {
             others.push(format!("`{}`", escaped(name, 100)));
         }
     }
@@ -85,7 +85,7 @@ pub(super) fn check_imports(component: &Component, engine: &Engine, wasi: bool) 
     };
     let error = Error::plan(format!("it imports {first}{more}, and plugins get nothing but the plugin API"));
     Err(match others.iter().all(|name| name.starts_with("`wasi:")) {
-        true => error.help("plugins.wasi = true offers an inert WASI: no files, no network, a clock that stands still"),
+        true => error.help("its author can leave WASI out, as `liftplan plugin build` does (--stub-wasi)"),
         false => error,
     })
 }

@@ -83,7 +83,7 @@ impl WasmPlugin {
         let engine = compiled::engine()?;
         let component = compiled::component(engine, bytes, &sha256, cache)?;
         let shown = metadata.shown();
-        fault::check_imports(&component, engine, limits.wasi).map_err(|error| error.at(format!("plugin {shown}")))?;
+        fault::check_imports(&component, engine).map_err(|error| error.at(format!("plugin {shown}")))?;
         let mut linker = Linker::new(engine);
         let linked = Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest);
         linked.map_err(|error| Error::internal(format!("the plugin API cannot be linked: {error}")))?;
