@@ -4,6 +4,7 @@
 //! only thing that passes from a policy to training.
 
 pub mod config;
+pub mod device;
 pub mod data;
 pub mod model;
 pub mod stats;

@@ -4,7 +4,7 @@ use crate::Case;
 
 const TRAIN: &[&str] = &["train", "c.toml"];
 
-pub const CASES: [Case; 27] = [
+pub const CASES: [Case; 26] = [
     Case {
         name: "no configuration",
         arrange: |_| {},
@@ -155,14 +155,6 @@ pub const CASES: [Case; 27] = [
         code: 2,
         message: "error: c.toml:12: `train.early_stopping` has no effect: there are no evaluations for its patience of 3 \
                   to count\n  help: set train.eval_every to the number of steps between evaluations",
-    },
-    Case {
-        name: "a device that isn't there",
-        arrange: |f| f.replace("c.toml", "out = \"run\"", "out = \"run\"\ndevice = \"cuda\""),
-        arguments: TRAIN,
-        code: 2,
-        message: "error: c.toml:3: `device` is \"cuda\", and this build computes on the CPU only\n  \
-                  help: leave `device` out, or set it to \"cpu\"",
     },
     Case {
         name: "unknown policy",

@@ -9,6 +9,7 @@
 mod compare;
 mod config;
 mod data;
+mod device;
 mod fixture;
 mod model;
 mod output;
@@ -110,6 +111,16 @@ fn storage_that_does_not_fit() {
 #[test]
 fn plugins_that_cannot_be() {
     check(&plugin::CASES);
+}
+
+#[test]
+fn devices_that_cannot_be() {
+    check(&device::CASES);
+    // What is said without a GPU depends on what of its software is there.
+    let survey = liftplan::device::survey();
+    if survey.libraries.iter().any(|library| library.name == "libcuda" && !library.present) {
+        check(&device::WITHOUT_DRIVER);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use liftplan::device::{Survey, survey};
 use liftplan::report::text::memory;
 use liftplan_engine::ops::matmul;
 use serde::Serialize;
@@ -29,8 +30,10 @@ struct Machine {
     memory_available_bytes: Option<u64>,
     /// Rate of an f32 matrix product on all threads.
     matmul_gflops: f64,
-    /// What computes in this build.
-    devices: [&'static str; 1],
+    /// What GPUs there are, and what using them takes.
+    cuda: Survey,
+    /// What can compute here.
+    devices: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -41,6 +44,7 @@ struct Feature {
 
 /// Measures and shows.
 pub fn run(output: &Output) -> Result<()> {
+    let cuda = survey();
     let machine = Machine {
         version: env!("CARGO_PKG_VERSION"),
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -50,7 +54,8 @@ pub fn run(output: &Output) -> Result<()> {
         memory_bytes: kib("MemTotal"),
         memory_available_bytes: kib("MemAvailable"),
         matmul_gflops: matmul_gflops(),
-        devices: ["cpu"],
+        devices: std::iter::once("cpu".to_string()).chain(cuda.gpus.iter().map(|gpu| gpu.device.clone())).collect(),
+        cuda,
     };
     Ok(output.result(&machine, text(&machine))?)
 }
@@ -77,6 +82,22 @@ fn text(machine: &Machine) -> String {
         bytes(machine.memory_available_bytes)
     );
     let _ = writeln!(text, "matmul        {:.1} GFLOP/s (f32, 1024 x 1024 x 1024)", machine.matmul_gflops);
+    for gpu in &machine.cuda.gpus {
+        let (free, all) = (memory(gpu.free_bytes), memory(gpu.memory_bytes));
+        let _ =
+            writeln!(text, "{:13} {}, compute capability {}, {all}, {free} free", gpu.device, gpu.name, gpu.capability);
+    }
+    if let Some(problem) = &machine.cuda.problem {
+        let _ = writeln!(text, "GPUs          none: {problem}");
+    }
+    for library in &machine.cuda.libraries {
+        let state = match (&library.help, library.optional) {
+            (None, _) => "found".to_string(),
+            (Some(help), false) => format!("missing: {help}"),
+            (Some(help), true) => format!("missing, not needed: {help}"),
+        };
+        let _ = writeln!(text, "{:13} {state}", library.name);
+    }
     let _ = writeln!(text, "devices       {}", machine.devices.join(", "));
     text
 }

@@ -29,7 +29,7 @@ pub fn run(args: &Generate, output: &Output) -> Result<()> {
     drop(progress);
     let tokenizer = &model.base.tokenizer;
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
-    let mut generator = Generator::new(&model.decoder, tokenizer, &sampling)?;
+    let mut generator = Generator::new(model.model(), tokenizer, &sampling)?;
     let mut stream = TextStream::new(tokenizer);
     let mut text = String::new();
     let show = |piece: String, text: &mut String| {

@@ -37,6 +37,7 @@ mod inputs;
 mod layout;
 mod loss;
 mod offload;
+mod states;
 mod step;
 mod tuning;
 

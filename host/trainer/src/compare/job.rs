@@ -237,7 +237,7 @@ fn evaluate(
     micro_batch_tokens: usize,
     observer: &mut dyn Observer,
 ) -> Result<eval::Outcome> {
-    let job = eval::Job { decoder: &model.decoder, tokenizer: &model.base.tokenizer, data, config, micro_batch_tokens };
+    let job = eval::Job { decoder: model.model(), tokenizer: &model.base.tokenizer, data, config, micro_batch_tokens };
     job.run(observer)
 }
 

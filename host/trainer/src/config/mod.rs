@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 
 pub mod bytes;
 pub mod data;
+pub mod device;
 pub mod presets;
 pub mod settings;
 pub mod storage;
@@ -35,6 +36,7 @@ mod source;
 mod written;
 
 pub use data::{DataConfig, DataFormat, FieldNames, LossOn, OnProblem, TooLong};
+pub use device::{Bytes, Device};
 pub use places::Places;
 pub use storage::{FrozenStorage, StorageConfig};
 
@@ -51,8 +53,11 @@ pub struct Config {
     pub out: PathBuf,
     /// Seed of everything random: adapters' first values, shuffling, dropout, stochastic rounding. Default 0.
     pub seed: u64,
-    /// What computes. Default `cpu`.
+    /// What computes: `cpu`, `cuda:0`, or `auto`, a GPU if there is one. Default `auto`; a run records what it was.
     pub device: Device,
+    /// The most that is taken of a GPU's memory, such as `24GiB`. Default: what is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram: Option<Bytes>,
     /// What to train on.
     pub data: DataConfig,
     /// Which policy makes the plan, and its settings.
@@ -73,14 +78,6 @@ pub struct Config {
     /// Where each setting was written, for error messages; not part of the configuration's value.
     #[serde(skip)]
     pub places: Places,
-}
-
-/// What computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    /// The machine's processor.
-    Cpu,
 }
 
 /// Which policy makes the plan. Everything in `[policy]` beside `name` is the policy's own.

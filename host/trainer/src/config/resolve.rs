@@ -25,6 +25,11 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         Error::config("`model` is missing")
             .help("name a Hugging Face directory, a .gguf file or a hub id: model = \"org/name\"")
     })?;
+    let device = written.device.unwrap_or_default();
+    if device == Device::Cpu && written.vram.is_some() {
+        return Err(Error::config("`vram` has no effect on the processor")
+            .help("leave vram out, or set device to \"cuda\" or \"auto\""));
+    }
     let seed = written.seed.unwrap_or(0);
     if i64::try_from(seed).is_err() {
         return Err(Error::config(format!("`seed` must be below 2^63, not {seed}")));
@@ -48,7 +53,8 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
             None => normal(&directory.join("runs").join(file.file_stem().unwrap_or_default())),
         },
         seed,
-        device: written.device.unwrap_or(Device::Cpu),
+        device,
+        vram: written.vram,
         data,
         policy,
         storage: storage::resolve(written.storage, train.weights)?,

@@ -131,10 +131,9 @@ fn wrong_types_and_values_name_the_place() {
     );
     refused("train = 3\nmodel = \"x\"", &[], "c.toml:1: `train` must be a table, not 3");
     refused(
-        "device = \"cuda:0\"",
+        "device = \"cuda:zero\"",
         &[],
-        "c.toml:1: `device` is \"cuda:0\", and this build computes on the CPU only\n  \
-         help: leave `device` out, or set it to \"cpu\"",
+        "c.toml:1: `device`: \"cuda:zero\" is not \"auto\", \"cpu\", \"cuda\" or \"cuda:\" and a GPU's number",
     );
     let syntax = parse("model = \"a\nseed = 1", &[]).unwrap_err().to_string();
     assert!(syntax.starts_with("c.toml:1:"), "{syntax}");

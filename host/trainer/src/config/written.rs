@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::storage::WrittenStorage;
 use super::{
-    Bf16Update, DataConfig, Device, EarlyStopping, EvalBy, OptimizerName, ScheduleName, Task, Weights, settings,
+    Bf16Update, Bytes, DataConfig, Device, EarlyStopping, EvalBy, OptimizerName, ScheduleName, Task, Weights, settings,
 };
 use crate::plugin::Limits;
 use crate::{Error, Result};
@@ -20,6 +20,7 @@ pub(super) struct Written {
     pub out: Option<PathBuf>,
     pub seed: Option<u64>,
     pub device: Option<Device>,
+    pub vram: Option<Bytes>,
     pub data: Option<DataConfig>,
     pub policy: Option<Map<String, Value>>,
     pub train: WrittenTrain,
@@ -80,10 +81,6 @@ pub(super) struct WrittenEval {
 
 /// Reads what was written, or says what in it isn't a setting, or isn't of its kind.
 pub(super) fn read(value: Map<String, Value>) -> Result<Written> {
-    if let Some(device) = value.get("device").and_then(Value::as_str).filter(|device| device.starts_with("cuda")) {
-        return Err(Error::config(format!("`device` is \"{device}\", and this build computes on the CPU only"))
-            .help("leave `device` out, or set it to \"cpu\""));
-    }
     settings::parse(Value::Object(value), "", &every_setting(), Error::config)
 }
 

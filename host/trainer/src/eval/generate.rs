@@ -2,9 +2,11 @@
 
 use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling as Candle};
-use liftplan_engine::{Cache, Decoder, EngineError};
+use liftplan_engine::EngineError;
 
 use crate::model::TextTokenizer;
+use crate::train::Model;
+use crate::train::model::Cache;
 use crate::{Error, Result};
 
 /// How the next token is chosen.
@@ -58,7 +60,7 @@ impl Sampling {
 
 /// A generation under way.
 pub struct Generator<'a> {
-    decoder: &'a Decoder,
+    decoder: Model<'a>,
     tokenizer: &'a TextTokenizer,
     processor: LogitsProcessor,
     greedy: bool,
@@ -71,7 +73,8 @@ impl<'a> Generator<'a> {
     ///
     /// # Errors
     /// When the sampling's settings are out of range or have no effect.
-    pub fn new(decoder: &'a Decoder, tokenizer: &'a TextTokenizer, sampling: &Sampling) -> Result<Self> {
+    pub fn new(decoder: impl Into<Model<'a>>, tokenizer: &'a TextTokenizer, sampling: &Sampling) -> Result<Self> {
+        let decoder = decoder.into();
         sampling.check()?;
         Ok(Self {
             decoder,

@@ -102,7 +102,7 @@ impl Opened {
     fn judge(&self, observer: &mut dyn Observer) -> Result<EvalRecord> {
         observer.on(&Event::Phase(&format!("evaluating on the {} data", self.split)));
         let job = Job {
-            decoder: &self.model.decoder,
+            decoder: self.model.model(),
             tokenizer: &self.model.base.tokenizer,
             data: &self.data,
             config: &self.config.eval,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use liftplan_engine::decoder::LossSum;
-use liftplan_engine::{Decoder, EngineError, IGNORE};
+use liftplan_engine::{EngineError, IGNORE};
 
 use super::generate::{Generator, Sampling};
 use super::{metrics, rouge};
@@ -11,12 +11,13 @@ use crate::config::{EvalBy, EvalConfig, Task};
 use crate::data::{self, Dataset, Dealing, Example};
 use crate::model::TextTokenizer;
 use crate::report::{Event, Observer};
+use crate::train::Model;
 use crate::{Error, Result};
 
 /// What to judge, and how.
 pub struct Job<'a> {
     /// The model.
-    pub decoder: &'a Decoder,
+    pub decoder: Model<'a>,
     /// Its tokenizer.
     pub tokenizer: &'a TextTokenizer,
     /// The data.

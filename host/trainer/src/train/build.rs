@@ -143,6 +143,13 @@ impl Builder<'_> {
     }
 }
 
+/// The first values of the A of an adapter of the model's tensor number `index`: `[rank, input]`.
+pub(super) fn initial_a(rank: usize, input: usize, seed: u64, index: u32) -> Vec<f32> {
+    let bound = 1.0 / (input as f32).sqrt();
+    let mut random = Random::new(seed, index);
+    (0..rank * input).map(|_| (2.0 * random.uniform() - 1.0) * bound).collect()
+}
+
 /// Reads one tensor as the plan keeps it. What is quantised is read and packed at once, so that no more than this one tensor is
 /// in memory twice.
 ///
@@ -195,9 +202,7 @@ pub(super) fn adapter(
     (seed, index): (u64, u32),
 ) -> Result<Adapter> {
     let names = AdapterNames::of(&info.name);
-    let bound = 1.0 / (input as f32).sqrt();
-    let mut random = Random::new(seed, index);
-    let a = (0..spec.rank * input).map(|_| (2.0 * random.uniform() - 1.0) * bound).collect();
+    let a = initial_a(spec.rank, input, seed, index);
     let a = Param::trained(names.a, spec.rank, input, Weight::F32(a)).map_err(unfit)?;
     let zeros = vec![0.0; out * spec.rank];
     let b = Param::trained(names.b, out, spec.rank, Weight::F32(zeros)).map_err(unfit)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::prepare::Prepared;
 use crate::checkpoint::{RunLock, Store};
-use crate::config::Config;
+use crate::config::{Config, Device};
 use crate::files::write_atomically;
 use crate::plan;
 use crate::{Error, ErrorKind, Result};
@@ -55,6 +55,24 @@ impl Directory {
             }
         }
         Ok(Self { path: path.to_path_buf(), resume })
+    }
+
+    /// The device that the run in the directory goes on with, where `wanted` is asked for.
+    ///
+    /// # Errors
+    /// When it is another than the one that the run began with, or its configuration can't be read.
+    pub fn device(&self, wanted: Device) -> Result<Device> {
+        let began_with = Config::load(&self.path.join(CONFIG), &[])?.device;
+        if wanted == Device::Auto || began_with == Device::Auto || wanted == began_with {
+            return Ok(began_with);
+        }
+        let shown = self.path.display();
+        Err(Error::config(format!("`device` is \"{wanted}\", and the run in {shown} began on \"{began_with}\"")).help(
+            format!(
+                "a resumed run is the same as one that never stopped, and devices round differently: set device to \
+             \"{began_with}\", leave it out, or start another run"
+            ),
+        ))
     }
 
     /// Locks the directory and writes configuration and plan into it.

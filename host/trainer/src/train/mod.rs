@@ -1,10 +1,12 @@
 //! Training: a base model, a plan and data in; checkpoints, records and a summary out.
 //!
-//! [`run`] tells the story of a run; [`session`] has the loop, [`build`] makes the decoder, [`trainable`] carries
-//! weights and optimiser states to checkpoints and back.
+//! [`run`] tells the story of a run; [`session`] has the loop, [`build`] makes the decoder, or [`card`] does on a GPU;
+//! [`trainable`] carries weights and optimiser states to checkpoints and back.
 
 pub mod build;
 pub mod calibrate;
+pub mod card;
+pub mod model;
 pub mod schedule;
 pub mod trainable;
 mod directory;
@@ -19,14 +21,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use build::{AdapterNames, build};
+pub use model::Model;
 pub use prepare::{Reopened, open_model, plan, reopen, reopen_over_original};
 pub use schedule::Schedule;
 pub use step::{StepOutcome, Stepper};
 
 use crate::Result;
-use crate::config::Config;
-use crate::export;
+use crate::config::{Config, Device};
 use crate::report::{Observer, Summary};
+use crate::{device, export};
 
 /// How to run, beside the configuration.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +50,15 @@ pub struct RunOptions {
 /// Of the kinds of the parts that fail; [`crate::ErrorKind::Interrupted`] when it was stopped, after its checkpoint was
 /// written. The directory keeps what was written up to then.
 pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -> Result<Summary> {
-    let directory = directory::Directory::inspect(options.out.as_deref().unwrap_or(&config.out), options.resume)?;
+    let place = options.out.as_deref().unwrap_or(&config.out);
+    let directory = directory::Directory::inspect(place, options.resume)?;
+    let wanted = if options.resume { directory.device(config.device)? } else { config.device };
+    let config = &Config { device: device::resolve(wanted)?, ..config.clone() };
+    if let Device::Cuda(_) = config.device {
+        // What a GPU does not do, and a GPU that is not there, are found before anything is read.
+        card::CardOptions::of(config).map_err(|error| config.locate(error))?;
+        device::open(config.device)?;
+    }
     let prepared = prepare::prepare(config, observer)?;
     let directory = directory.claim(config, &prepared)?;
     let run = directory.path.clone();

@@ -1,5 +1,6 @@
 //! What a run needs before its first step: the model opened, the data read, the plan made and the decoder built.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -8,11 +9,12 @@ use sha2::{Digest, Sha256};
 
 use super::build::build;
 use super::calibrate::Measured;
+use super::card::{Card, CardOptions};
 use super::picks::Picker;
-use super::trainable;
-use crate::Result;
+use super::step::empty;
+use super::{Model, trainable};
 use crate::checkpoint::Source;
-use crate::config::Config;
+use crate::config::{Config, Device};
 use crate::data::{self, Dataset};
 use crate::eval;
 use crate::model::{self, BaseModel};
@@ -20,6 +22,7 @@ use crate::plan::{Entry, Origin, Picks, Plan, Storage, Treatment};
 use crate::policy;
 use crate::report::{Event, Hashes, Observer, PhaseSeconds};
 use crate::stats::ModelStatistics;
+use crate::{Result, device};
 
 /// Everything that was read and decided.
 pub(super) struct Prepared {
@@ -132,8 +135,10 @@ fn hex(bytes: &[u8]) -> String {
 pub struct Reopened {
     /// The base model.
     pub base: BaseModel,
-    /// The decoder, with the run's trained weights if it is a run's.
+    /// The decoder, with the run's trained weights if it is a run's; empty when it is on a card.
     pub decoder: Decoder,
+    /// The model on a GPU, if it is there.
+    card: Option<RefCell<Card>>,
     /// The run's configuration, if it is a run's.
     pub config: Option<Config>,
     /// The step of the checkpoint whose weights these are.
@@ -142,15 +147,28 @@ pub struct Reopened {
     pub kept_as: Option<Storage>,
 }
 
-/// Opens an untouched model for evaluation or generation, in `f32`.
+impl Reopened {
+    /// The model, to ask.
+    pub fn model(&self) -> Model<'_> {
+        self.card.as_ref().map_or(Model::Host(&self.decoder), Model::Card)
+    }
+}
+
+/// Opens an untouched model for evaluation or generation: in `f32` on the processor, in bf16 on a GPU.
 ///
 /// # Errors
 /// When it can't be opened or read.
 pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observer) -> Result<Reopened> {
     let base = model::open(reference, relative_to, observer)?;
     observer.on(&Event::Phase("loading the weights"));
-    let decoder = build(&base, &untouched(&base, Storage::F32), 0, observer)?;
-    Ok(Reopened { base, decoder, config: None, step: None, kept_as: None })
+    let plan = untouched(&base, Storage::F32);
+    let (decoder, card) = match device::resolve(Device::Auto)? {
+        Device::Cpu | Device::Auto => (build(&base, &plan, 0, observer)?, None),
+        device => {
+            (empty()?, Some(RefCell::new(Card::build(&base, &plan, 0, device, CardOptions::default(), observer)?)))
+        }
+    };
+    Ok(Reopened { base, decoder, card, config: None, step: None, kept_as: None })
 }
 
 /// Opens the result of the run in `run`, or its state after `step` steps: its model with what was trained.
@@ -183,13 +201,23 @@ fn reopen_with(
     let Source { config, base, mut plan, checkpoint, .. } = Source::open(run, step, observer)?;
     change(&mut plan);
     observer.on(&Event::Phase("loading the weights"));
-    let mut decoder = build(&base, &plan, config.seed, observer)?;
-    trainable::load(&mut decoder, &checkpoint.trainable)?;
-    for param in decoder.params_mut() {
-        param.set_trained(false);
-    }
+    let (decoder, card) = match device::resolve(config.device)? {
+        Device::Cpu | Device::Auto => {
+            let mut decoder = build(&base, &plan, config.seed, observer)?;
+            trainable::load(&mut decoder, &checkpoint.trainable)?;
+            for param in decoder.params_mut() {
+                param.set_trained(false);
+            }
+            (decoder, None)
+        }
+        device => {
+            let mut card = Card::build(&base, &plan, config.seed, device, CardOptions::of(&config)?, observer)?;
+            card.load(&checkpoint.trainable)?;
+            (empty()?, Some(RefCell::new(card)))
+        }
+    };
     let kept_as = plan.entries.iter().map(|entry| entry.storage).find(|storage| !storage.can_train());
-    Ok(Reopened { base, decoder, config: Some(config), step: Some(checkpoint.state.step), kept_as })
+    Ok(Reopened { base, decoder, card, config: Some(config), step: Some(checkpoint.state.step), kept_as })
 }
 
 /// The plan in which nothing trains.

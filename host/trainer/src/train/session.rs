@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use liftplan_engine::Batch;
 
+use super::card::{Card, CardOptions};
 use super::directory::Claimed;
 use super::picks::Picker;
 use super::prepare::Prepared;
-use super::trainable::{self, OptimizerTensors, Trainable};
 use super::{RunOptions, Schedule, Stepper, build, pages};
 use crate::checkpoint::State;
-use crate::config::{Config, Length};
+use crate::config::{Config, Device, Length};
 use crate::data::{self, Dataset, Dealing, Sampler, SamplerOptions};
 use crate::eval;
 use crate::plan::Treatment;
@@ -61,13 +61,10 @@ impl<'a> Session<'a> {
         if let Some(checkpoint) = &checkpoint {
             checkpoint.check(&prepared.hashes)?;
         }
-        let decoder = match (&mut prepared.picker, &checkpoint) {
-            (Some(picker), Some(checkpoint)) => {
-                picker.restore(&checkpoint.state.policy)?;
-                picker.build(&prepared.base, config.seed, observer)?
-            }
-            _ => build(&prepared.base, &prepared.plan, config.seed, observer)?,
-        };
+        if let (Some(picker), Some(checkpoint)) = (&mut prepared.picker, &checkpoint) {
+            picker.restore(&checkpoint.state.policy)?;
+        }
+        let mut stepper = stepper(config, &prepared, checkpoint.is_some(), observer)?;
         prepared.seconds.build = started.elapsed().as_secs_f64();
 
         let lengths: Vec<usize> = prepared.train.examples.iter().map(|example| example.ids.len()).collect();
@@ -80,14 +77,12 @@ impl<'a> Session<'a> {
                 Length::Steps(_) => None,
             },
         };
-        let mut stepper = Stepper::new(decoder, &prepared.plan, config);
         if config.optimizer.name.is_paged() {
             stepper.optimizer.set_pages(pages::in_directory(&directory.path));
         }
         let (state, sampler, log) = if let Some(checkpoint) = checkpoint {
-            trainable::load(&mut stepper.decoder, &checkpoint.trainable)?;
-            let states = OptimizerTensors::states(&checkpoint.optimizer)?;
-            stepper.optimizer.set_states(states).map_err(|error| Error::output(error.to_string()))?;
+            stepper.load_weights(&checkpoint.trainable)?;
+            stepper.load_states(&checkpoint.optimizer)?;
             let state = checkpoint.state;
             let place = serde_json::from_value(state.sampler.clone()).map_err(|error| {
                 Error::output(format!("the checkpoint's place in the data cannot be read: {error}"))
@@ -150,7 +145,7 @@ impl<'a> Session<'a> {
                     (End::NoGain, Some(best)) => {
                         // The result of the run is its best step, whose checkpoint is never pruned.
                         let checkpoint = self.directory.store.read(Some(best.step))?;
-                        trainable::load(&mut self.stepper.decoder, &checkpoint.trainable)?;
+                        self.stepper.load_weights(&checkpoint.trainable)?;
                         Ending::EarlyStopped { best_step: best.step }
                     }
                     _ => Ending::Completed,
@@ -233,7 +228,10 @@ impl<'a> Session<'a> {
             grad_norm: outcome.grad_norm,
             tokens: outcome.tokens,
             tokens_per_s: outcome.tokens as f64 / seconds.max(1e-9),
-            mem_bytes: process::resident_bytes().unwrap_or(0),
+            mem_bytes: match self.stepper.card_bytes() {
+                Some((now, _)) => now,
+                None => process::resident_bytes().unwrap_or(0),
+            },
         };
         self.tell(&Event::Step { record: &record, total: self.total_steps }, observer)
     }
@@ -272,7 +270,7 @@ impl<'a> Session<'a> {
     fn evaluate(&self, data: &Dataset, split: &str, observer: &mut dyn Observer) -> Result<EvalRecord> {
         observer.on(&Event::Phase(&format!("evaluating on the {split} data")));
         let job = eval::Job {
-            decoder: &self.stepper.decoder,
+            decoder: self.stepper.model(),
             tokenizer: &self.prepared.base.tokenizer,
             data,
             config: &self.config.eval,
@@ -294,9 +292,7 @@ impl<'a> Session<'a> {
         if let Some(picker) = &self.prepared.picker {
             self.state.policy = picker.keep(&self.stepper)?;
         }
-        let trainable = Trainable::of(&self.stepper.decoder);
-        let optimizer = OptimizerTensors::of(&self.stepper.optimizer);
-        let path = self.directory.store.write(self.state.clone(), &trainable, &optimizer)?;
+        let path = self.stepper.save(&self.directory.store, self.state.clone())?;
         let best = self.state.best_eval_loss.map(|best| best.step);
         self.directory.store.prune(self.config.train.keep_checkpoints, best)?;
         self.tell(&Event::Checkpoint(&path), observer)
@@ -313,6 +309,7 @@ impl<'a> Session<'a> {
         let plan = self.prepared.picker.as_ref().map_or_else(|| self.prepared.plan.clone(), Picker::result);
         let (picks, plugin_s) = self.prepared.picker.as_ref().map_or((0, self.prepared.plugin_s), Picker::totals);
         let count = |wanted: fn(&Treatment) -> bool| plan.entries.iter().filter(|e| wanted(&e.treatment)).count();
+        let measured_bytes = self.stepper.card_bytes().map(|(_, most)| most).or_else(process::peak_bytes);
         let mut seconds = self.prepared.seconds.clone();
         seconds.train = state.train_s;
         let summary = Summary {
@@ -321,7 +318,7 @@ impl<'a> Session<'a> {
             policy: plan.origin.policy.clone(),
             ended,
             trained: Trained {
-                trainable_parameters: Trainable::of(&self.stepper.decoder).parameters(),
+                trainable_parameters: self.stepper.parameters(),
                 total_parameters: self.prepared.base.inventory.tensors.iter().map(|t| t.len() as u64).sum(),
                 trained_tensors: count(|treatment| *treatment == Treatment::Train),
                 adapted_tensors: count(|treatment| matches!(treatment, Treatment::Adapt(_))),
@@ -340,7 +337,7 @@ impl<'a> Session<'a> {
             peak_memory: PeakMemory {
                 predicted_bytes: Some(self.predicted.total()),
                 predicted: Some(self.predicted),
-                measured_bytes: process::peak_bytes(),
+                measured_bytes,
             },
             seconds,
             first_step_s: self.first_step_s,
@@ -349,6 +346,26 @@ impl<'a> Session<'a> {
         };
         summary.write(&self.directory.path)?;
         Ok(summary)
+    }
+}
+
+/// The model on the device of the configuration, with what updates it.
+fn stepper(config: &Config, prepared: &Prepared, resumed: bool, observer: &mut dyn Observer) -> Result<Stepper> {
+    let (base, plan) = (&prepared.base, &prepared.plan);
+    match (config.device, &prepared.picker) {
+        (Device::Cpu, Some(picker)) if resumed => {
+            Ok(Stepper::new(picker.build(base, config.seed, observer)?, plan, config))
+        }
+        (Device::Cpu, _) => Ok(Stepper::new(build(base, plan, config.seed, observer)?, plan, config)),
+        (_, Some(_)) => Err(Error::plan(format!(
+            "policy `{}` revises its plan while training, which does not run on a GPU yet",
+            plan.origin.policy
+        ))
+        .help("set device to \"cpu\"")),
+        (device, None) => {
+            let card = Card::build(base, plan, config.seed, device, CardOptions::of(config)?, observer)?;
+            Stepper::on_card(card, plan, config)
+        }
     }
 }
 

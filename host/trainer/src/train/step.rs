@@ -1,13 +1,18 @@
 //! One optimiser step: the gradients of its micro-batches, then the update. Knows nothing of files, data or time.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamW, AdamWOptions};
-use liftplan_engine::{Batch, Decoder, EngineError, Keep, StepOptions};
+use liftplan_engine::{Batch, Decoder, EngineError, Keep, Param, Pool, Rope, StepOptions, Weight};
 use rayon::prelude::*;
 
-use super::AdapterNames;
+use super::card::Card;
+use super::trainable::{self, OptimizerTensors, Trainable};
+use super::{AdapterNames, Model};
+use crate::checkpoint::{State, Store, TensorFile};
 use crate::config::{Bf16Update, Config};
 use crate::plan::{Plan, Treatment};
 use crate::policy::Norms;
@@ -15,10 +20,12 @@ use crate::{Error, Result};
 
 /// A decoder and what updates it.
 pub struct Stepper {
-    /// The model.
+    /// The model on the processor; empty when it is on a card.
     pub decoder: Decoder,
-    /// The optimiser, with its states.
+    /// The optimiser on the processor, with its states; without any when they are on a card.
     pub optimizer: AdamW,
+    /// The model and its optimiser on a GPU.
+    card: Option<RefCell<Card>>,
     /// What the plan says of each parameter that trains, by name.
     lines: BTreeMap<String, Line>,
     /// Norms of gradients and updates, where a policy may ask for them.
@@ -51,19 +58,12 @@ pub struct StepOutcome {
 impl Stepper {
     /// A stepper for a decoder that was built by `plan`.
     pub fn new(decoder: Decoder, plan: &Plan, config: &Config) -> Self {
-        let optimizer = AdamW::new(AdamWOptions {
-            betas: config.optimizer.betas.into(),
-            eps: config.optimizer.eps,
-            bf16_update: match config.train.bf16_update_or_default() {
-                Bf16Update::Stochastic => optim::Bf16Update::Stochastic,
-                Bf16Update::Master => optim::Bf16Update::Master,
-            },
-            seed: config.seed,
-        });
+        let optimizer = AdamW::new(adamw(config));
         let optimizer = if config.optimizer.name.is_8bit() { optimizer.with_bits8() } else { optimizer };
         Self {
             decoder,
             optimizer,
+            card: None,
             lines: lines(plan),
             norms: None,
             weight_decay: config.optimizer.weight_decay,
@@ -83,6 +83,62 @@ impl Stepper {
         self.optimizer.retain(|name| self.lines.contains_key(name));
     }
 
+    /// A stepper for a model that was built by `plan` on a GPU.
+    pub fn on_card(mut card: Card, plan: &Plan, config: &Config) -> Result<Self> {
+        card.set_optimizer(adamw(config));
+        Ok(Self { card: Some(RefCell::new(card)), ..Self::new(empty()?, plan, config) })
+    }
+
+    /// The model, to ask.
+    pub fn model(&self) -> Model<'_> {
+        self.card.as_ref().map_or(Model::Host(&self.decoder), Model::Card)
+    }
+
+    /// How many numbers train.
+    pub fn parameters(&self) -> u64 {
+        self.card.as_ref().map_or_else(|| Trainable::of(&self.decoder).parameters(), |card| card.borrow().parameters())
+    }
+
+    /// Bytes taken on the card now and at most, if the model is on one.
+    pub fn card_bytes(&self) -> Option<(u64, u64)> {
+        self.card.as_ref().map(|card| card.borrow().bytes())
+    }
+
+    /// Writes a checkpoint of what trains and of the optimiser.
+    ///
+    /// # Errors
+    /// When it can't be written, or copied from the card.
+    pub fn save(&self, store: &Store, state: State) -> Result<PathBuf> {
+        let Some(card) = &self.card else {
+            return store.write(state, &Trainable::of(&self.decoder), &OptimizerTensors::of(&self.optimizer));
+        };
+        let (tensors, states) = (card.borrow().trainable()?, card.borrow().states()?);
+        store.write(state, &tensors, &OptimizerTensors::of_states(&states))
+    }
+
+    /// Puts a checkpoint's weights back.
+    ///
+    /// # Errors
+    /// When one is missing or does not fit.
+    pub fn load_weights(&mut self, file: &TensorFile) -> Result<()> {
+        match &self.card {
+            Some(card) => card.borrow_mut().load(file),
+            None => trainable::load(&mut self.decoder, file),
+        }
+    }
+
+    /// Puts a checkpoint's optimiser states back.
+    ///
+    /// # Errors
+    /// When one is damaged or does not fit.
+    pub fn load_states(&mut self, file: &TensorFile) -> Result<()> {
+        let states = OptimizerTensors::states(file)?;
+        match &self.card {
+            Some(card) => card.borrow_mut().set_states(states),
+            None => self.optimizer.set_states(states).map_err(|error| Error::output(error.to_string())),
+        }
+    }
+
     /// Does step number `step`, from 1, at the learning rate `lr`. Every target token of the step weighs the same,
     /// however the tokens are dealt into micro-batches.
     ///
@@ -90,6 +146,13 @@ impl Stepper {
     /// When a batch does not fit the model, or the loss or a gradient is not finite. Nothing was updated then.
     pub fn step(&mut self, step: u64, batches: &[Batch], lr: f64) -> Result<StepOutcome> {
         let failed = |error| train_error(error, step);
+        let tokens = batches.iter().map(|batch| batch.tokens() as u64).sum();
+        if let Some(card) = &self.card {
+            let rate = |name: &str| lr * self.lines.get(name).map_or(1.0, |line| line.rate);
+            let done = card.borrow_mut().step(batches, rate, self.weight_decay, self.max_grad_norm);
+            let (loss, grad_norm) = done.map_err(failed)?;
+            return Ok(StepOutcome { loss, grad_norm, tokens });
+        }
         let targets: usize = batches.iter().map(Batch::target_count).sum();
         self.decoder.clear_grads();
         let mut loss = LossSum::default();
@@ -103,8 +166,7 @@ impl Stepper {
             loss += self.decoder.accumulate(batch, options).map_err(failed)?;
         }
         let grad_norm = optim::grad_norm(self.decoder.params()).map_err(failed)?;
-        // As torch's clip_grad_norm_, its small constant included.
-        let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let clip = clip(self.max_grad_norm, grad_norm);
         let mut squares: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
         for param in self.decoder.params_mut().filter(|param| param.trains()) {
             let line = self.lines.get(param.name());
@@ -127,8 +189,40 @@ impl Stepper {
                 norms.add(tensor, gradient, update);
             }
         }
-        Ok(StepOutcome { loss, grad_norm, tokens: batches.iter().map(|batch| batch.tokens() as u64).sum() })
+        Ok(StepOutcome { loss, grad_norm, tokens })
     }
+}
+
+/// The factor on gradients of this norm, as torch's clip_grad_norm_, its small constant included.
+pub(super) fn clip(max_grad_norm: f64, grad_norm: f64) -> f64 {
+    if max_grad_norm > 0.0 { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 }
+}
+
+/// How AdamW updates by this configuration.
+fn adamw(config: &Config) -> AdamWOptions {
+    AdamWOptions {
+        betas: config.optimizer.betas.into(),
+        eps: config.optimizer.eps,
+        bf16_update: match config.train.bf16_update_or_default() {
+            Bf16Update::Stochastic => optim::Bf16Update::Stochastic,
+            Bf16Update::Master => optim::Bf16Update::Master,
+        },
+        seed: config.seed,
+    }
+}
+
+/// A decoder of nothing, in the place of one that is on a card.
+pub(super) fn empty() -> Result<Decoder> {
+    let nothing =
+        |name| Param::frozen(name, 0, 0, Weight::F32(Vec::new())).map_err(|error| Error::internal(error.to_string()));
+    Ok(Decoder {
+        embedding: nothing("embedding")?,
+        blocks: Vec::new(),
+        norm: nothing("norm")?,
+        head: None,
+        rope: Rope::new(Vec::new()),
+        pool: Pool::new(),
+    })
 }
 
 /// What the plan says of every parameter that trains, by its name.
@@ -168,6 +262,10 @@ fn train_error(error: EngineError, step: u64) -> Error {
             Error::train(format!("step {step}: {error}; the states lie in the run's directory"))
                 .help("free some space there, or set optimizer.name to \"adamw\" or \"adamw8bit\"")
         }
+        EngineError::OutOfDeviceMemory { .. } => Error::train(format!("step {step}: {error}; nothing was updated")).help(
+            "lower train.micro_batch_tokens, set train.micro_batch_examples to 1 or data.max_length lower, keep frozen weights \
+             in 4 bits by storage.frozen = \"nf4\", or make room on the card",
+        ),
         other => Error::train(format!("step {step}: {other}")),
     }
 }

@@ -96,8 +96,13 @@ pub struct OptimizerTensors<'a>(Vec<(TensorSpec, Cow<'a, [u8]>)>);
 impl<'a> OptimizerTensors<'a> {
     /// The states of `optimizer`, borrowed.
     pub fn of(optimizer: &'a AdamW) -> Self {
+        Self::of_states(optimizer.states())
+    }
+
+    /// These states, borrowed.
+    pub fn of_states(states: &'a BTreeMap<String, State>) -> Self {
         let mut tensors = Vec::new();
-        for (name, state) in optimizer.states() {
+        for (name, state) in states {
             let mut push = |part: &str, dtype: Dtype, bytes: Cow<'a, [u8]>| {
                 let shape = vec![bytes.len() * 8 / dtype.bitsize()];
                 tensors.push((TensorSpec { name: format!("{name}:{part}"), dtype, shape }, bytes));

@@ -1,0 +1,73 @@
+//! Devices that are none, and settings that one of them does not have.
+
+use crate::Case;
+
+const TRAIN: &[&str] = &["train", "c.toml"];
+const ON_CUDA: &[&str] = &["train", "c.toml", "--set", "device=cuda"];
+
+pub const CASES: [Case; 7] = [
+    Case {
+        name: "a device that is none",
+        arrange: |_| {},
+        arguments: &["train", "c.toml", "--set", "device=gpu"],
+        code: 2,
+        message: "error: --set device=gpu: `device`: \"gpu\" is not \"auto\", \"cpu\", \"cuda\" or \"cuda:\" and a GPU's number",
+    },
+    Case {
+        name: "an amount of memory without a unit",
+        arrange: |f| f.replace("c.toml", "model = ", "vram = \"24\"\nmodel = "),
+        arguments: TRAIN,
+        code: 2,
+        message: "error: c.toml:1: `vram`: \"24\" is not an amount of memory such as \"24GiB\" or \"800MiB\"",
+    },
+    Case {
+        name: "a GPU's memory on the processor",
+        arrange: |f| f.replace("c.toml", "model = ", "device = \"cpu\"\nvram = \"24GiB\"\nmodel = "),
+        arguments: TRAIN,
+        code: 2,
+        message: "error: c.toml:2: `vram` has no effect on the processor\n  \
+                  help: leave vram out, or set device to \"cuda\" or \"auto\"",
+    },
+    Case {
+        name: "recomputing on a GPU",
+        arrange: |f| f.set("train", "recompute = true"),
+        arguments: ON_CUDA,
+        code: 2,
+        message: "error: c.toml:12: `train.recompute` has no effect on a GPU: what is kept is chosen by its memory\n  \
+                  help: leave recompute out; `vram = \"24GiB\"` caps the memory",
+    },
+    Case {
+        name: "paged states on a GPU",
+        arrange: |f| f.set("optimizer", "name = \"paged_adamw\""),
+        arguments: ON_CUDA,
+        code: 2,
+        message: "error: c.toml:16: `optimizer.name`: a GPU keeps the optimiser's states in its memory, not in files\n  \
+                  help: set optimizer.name to \"adamw8bit\" or \"adamw\", or device to \"cpu\"",
+    },
+    Case {
+        name: "a run that began on the processor, resumed on a GPU",
+        arrange: |f| f.train(),
+        arguments: &["train", "c.toml", "--resume", "--set", "device=cuda"],
+        code: 2,
+        message: "error: `device` is \"cuda:0\", and the run in {dir}/run began on \"cpu\"\n  \
+                  help: a resumed run is the same as one that never stopped, and devices round differently: set device to \
+                  \"cpu\", leave it out, or start another run",
+    },
+    Case {
+        name: "a GPU's number that is none",
+        arrange: |_| {},
+        arguments: &["train", "c.toml", "--set", "device=cuda:-1"],
+        code: 2,
+        message: "error: --set device=cuda:-1: `device`: \"cuda:-1\" is not \"auto\", \"cpu\", \"cuda\" or \"cuda:\" and a GPU's \
+                  number",
+    },
+];
+
+pub const WITHOUT_DRIVER: [Case; 1] = [Case {
+    name: "no GPU",
+    arrange: |_| {},
+    arguments: ON_CUDA,
+    code: 2,
+    message: "error: `device` is \"cuda:0\": libcuda cannot be opened: install NVIDIA's driver (it brings libcuda)\n  \
+              help: `liftplan doctor` lists what is missing; device = \"cpu\" needs none of it",
+}];
