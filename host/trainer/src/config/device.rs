@@ -5,14 +5,16 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::bytes;
+
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
     /// The first GPU if the machine has one, else the processor. A run records which it was.
-    #[default]
     Auto,
-    /// The machine's processor.
+    /// The machine's processor. The default, until training on a GPU has been checked from end to end on a card.
+    #[default]
     Cpu,
     /// The GPU of this number: `cuda:0`; `cuda` is the first.
     Cuda(usize),
@@ -63,10 +65,6 @@ impl From<Device> for String {
 #[serde(try_from = "String", into = "String")]
 pub struct Bytes(pub u64);
 
-/// Longest first, so that `GiB` is not read as `B`.
-const UNITS: [(&str, u64); 6] =
-    [("GiB", 1 << 30), ("MiB", 1 << 20), ("TiB", 1 << 40), ("GB", 1_000_000_000), ("MB", 1_000_000), ("B", 1)];
-
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, size) = [("GiB", 1 << 30), ("MiB", 1 << 20)]
@@ -81,14 +79,7 @@ impl FromStr for Bytes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not an amount of memory such as \"24GiB\" or \"800MiB\"");
-        let (unit, size) = UNITS.into_iter().find(|(unit, _)| text.ends_with(unit)).ok_or_else(wrong)?;
-        let number: f64 = text.strip_suffix(unit).unwrap_or_default().trim().parse().map_err(|_| wrong())?;
-        let bytes = number * size as f64;
-        if !(1.0..1e18).contains(&bytes) {
-            return Err(wrong());
-        }
-        Ok(Self(bytes.round() as u64))
+        bytes::parse(text).map(Self).map_err(|error| format!("{} such as \"24GiB\" or \"800MiB\"", error.message()))
     }
 }
 

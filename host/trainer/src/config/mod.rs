@@ -53,7 +53,7 @@ pub struct Config {
     pub out: PathBuf,
     /// Seed of everything random: adapters' first values, shuffling, dropout, stochastic rounding. Default 0.
     pub seed: u64,
-    /// What computes: `cpu`, `cuda:0`, or `auto`, a GPU if there is one. Default `auto`; a run records what it was.
+    /// What computes: `cpu`, `cuda:0`, or `auto`, a GPU if there is one. Default `cpu`; a run records what it was.
     pub device: Device,
     /// The most that is taken of a GPU's memory, such as `24GiB`. Default: what is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
