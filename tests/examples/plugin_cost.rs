@@ -1,7 +1,7 @@
 //! What plugins cost: loading from the compiled cache, planning for an inventory of an 8B model's size, a pick, a call of
 //! the host. Not a test: times depend on the machine.
 //!
-//!     cargo run --release --workspace --example plugin_cost
+//!     cargo run --release -p liftplan-tests --example plugin_cost
 #![allow(clippy::unwrap_used)]
 
 use std::time::Instant;
