@@ -14,7 +14,9 @@ use liftplan::report::Silent;
 use liftplan::stats::ModelStatistics;
 use liftplan::train::build;
 use liftplan::train::card::{Card, CardOptions, check};
+use liftplan::train::forecast::{self, Place, Run, Ways, forecast, ways};
 use liftplan::train::trainable::Trainable;
+use liftplan_engine::Batch;
 use liftplan_engine::cuda::Context;
 
 const LORA: &str = "[policy]\nname = \"lora\"\nrank = 4\n";
@@ -40,8 +42,8 @@ fn the_same_tensors_train_on_a_gpu_as_on_the_processor() {
         let family = "tiny";
         let (base, plan, config) = planned(family, more);
         let context = Context::dry((9, 0));
-        let options = CardOptions::of(&config).unwrap();
-        let card = Card::on(&context, &base, &plan, 7, options, &mut Silent)
+        let options = CardOptions::of(&config);
+        let card = Card::build(&context, &base, &plan, 7, options, &mut Silent)
             .unwrap_or_else(|error| panic!("{family} {more}: {error}"));
         let host = build(&base, &plan, 7, &mut Silent).unwrap();
         let named = |specs: Vec<liftplan::checkpoint::tensors::TensorSpec>| {
@@ -82,4 +84,79 @@ fn what_a_gpu_does_not_do_is_refused_with_a_way_out() {
         let error = check(&base, &plan).unwrap_err().to_string();
         assert!(error.starts_with("`model.layers.0.") && error.ends_with(message), "{error}");
     }
+}
+
+const HOPPER: (u32, u32) = (9, 0);
+
+/// Training `planned("tiny", more)` on four documents of 256 tokens.
+fn run<'a>(base: &'a BaseModel, plan: &Plan, config: &Config) -> Run<'a> {
+    let (ids, targets) = (vec![1; 256], vec![true; 256]);
+    let batch = Batch::pack((0..4).map(|_| (ids.as_slice(), targets.as_slice())));
+    Run { base, plan: plan.clone(), options: CardOptions::of(config), batch }
+}
+
+#[test]
+fn a_forecast_counts_each_kind_and_keeps_less_where_there_is_less() {
+    let (base, plan, config) = planned("tiny", "[policy]\nname = \"full\"\n");
+    let run = run(&base, &plan, &config);
+    let rich = forecast(&run, 8 << 30, HOPPER).unwrap().unwrap();
+    let trained: u64 = base.inventory.tensors.iter().map(|tensor| tensor.len() as u64).sum();
+    assert_eq!(rich.gradients_bytes, 4 * trained);
+    // Two moments in f32, and an f32 value beside each number that products read in bf16; norms are f32 alone.
+    assert!((11 * trained..=12 * trained).contains(&rich.optimizer_bytes), "{}", rich.optimizer_bytes);
+    assert!(rich.activations_bytes > 0 && rich.adapters_bytes == 0);
+    let lasting = rich.total() - rich.activations_bytes;
+    let lean = forecast(&run, lasting + rich.activations_bytes / 2, HOPPER).unwrap().unwrap();
+    assert!(lean.activations_bytes <= rich.activations_bytes / 2 && lean.activations_bytes > 0);
+    assert_eq!(lean.total() - lean.activations_bytes, lasting);
+    let least = forecast(&run, 1 << 20, HOPPER).unwrap().unwrap_err();
+    assert!(least > lasting && least <= lean.total(), "{least}");
+    assert!(forecast(&run, least, HOPPER).unwrap().is_ok() && forecast(&run, least - 1, HOPPER).unwrap().is_err());
+}
+
+#[test]
+fn recomputing_keeps_every_blocks_input_alone() {
+    let (base, plan, config) = planned("tiny", "[train]\nrecompute = true\n[policy]\nname = \"full\"\n");
+    let again = forecast(&run(&base, &plan, &config), 8 << 30, HOPPER).unwrap().unwrap();
+    let (base, plan, config) = planned("tiny", "[policy]\nname = \"full\"\n");
+    let kept = forecast(&run(&base, &plan, &config), 8 << 30, HOPPER).unwrap().unwrap();
+    assert!(again.activations_bytes < kept.activations_bytes, "{} {}", again.activations_bytes, kept.activations_bytes);
+    assert_eq!(again.optimizer_bytes, kept.optimizer_bytes);
+}
+
+#[test]
+fn what_does_not_fit_is_told_with_settings_that_do() {
+    let (base, plan, config) = planned("tiny", "[policy]\nname = \"full\"\n");
+    let run = run(&base, &plan, &config);
+    let least = forecast(&run, 1 << 20, HOPPER).unwrap().unwrap_err();
+    let Ways::Any(fitting) = ways(&run, least - 1, HOPPER).unwrap() else { panic!("nothing fits") };
+    let names: Vec<_> = fitting.iter().map(|(setting, _)| setting.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "train.micro_batch_examples = 1",
+            "optimizer.name = \"adamw8bit\"",
+            "train.weights = \"bf16\"",
+            "data.max_length = 128 with train.micro_batch_examples = 1",
+            "data.max_length = 64 with train.micro_batch_examples = 1"
+        ]
+    );
+    assert!(fitting.iter().all(|(_, bytes)| *bytes < least), "{fitting:?}");
+    // The last of these settings, made in the configuration, takes what was said.
+    let (base, plan, config) = planned("tiny", "[optimizer]\nname = \"adamw8bit\"\n[policy]\nname = \"full\"\n");
+    let leaner = Run { base: &base, plan, options: CardOptions::of(&config), ..run.clone() };
+    assert_eq!(forecast(&leaner, least - 1, HOPPER).unwrap().unwrap().total(), fitting[1].1);
+
+    let place = |free: u64| Place { device: "cuda:0".into(), capability: HOPPER, free, total: 1 << 30 };
+    let room = least + (128 << 20);
+    forecast::check(&place(room), &run).unwrap();
+    let error = forecast::check(&place(room - 1), &run).unwrap_err().to_string();
+    assert!(error.starts_with("training takes at least ") && error.contains(" on the GPU, and cuda:0 has "), "{error}");
+    assert!(error.contains("\n  help: any of these fits: train.micro_batch_examples = 1 ("), "{error}");
+    let error = forecast::check(&place(64 << 20), &run).unwrap_err().to_string();
+    assert!(error.contains("help: even train.micro_batch_examples = 1, optimizer.name"), "{error}");
+    assert!(error.ends_with("or set device to \"cpu\""), "{error}");
+    let capped = Run { options: CardOptions { vram: Some(300 << 20), ..run.options }, ..run.clone() };
+    let error = forecast::check(&place(900 << 20), &capped).unwrap_err().to_string();
+    assert!(error.contains("and `vram` leaves it 176 MiB of 300 MiB on cuda:0"), "{error}");
 }

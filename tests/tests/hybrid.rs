@@ -114,9 +114,9 @@ fn hf_over_dequantised_weights_is_what_the_run_computed_with() {
         let kept = read(&source.base, info, entry.storage).unwrap();
         assert_eq!(after.read_f32(&entry.tensor).unwrap(), *kept.as_f32(), "{}", entry.tensor);
     }
-    let run = reopen(&case.run(), None, &mut Silent).unwrap();
+    let run = reopen(&case.run(), None, None, &mut Silent).unwrap();
     assert_eq!(run.kept_as, Some(Storage::Nf4 { block_size: 64, double_quantization: true }));
-    let exported = train::open_model(after.path.to_str().unwrap(), Path::new("/"), &mut Silent).unwrap();
+    let exported = train::open_model(after.path.to_str().unwrap(), Path::new("/"), None, &mut Silent).unwrap();
     assert_eq!(losses(&run.decoder), losses(&exported.decoder));
 }
 
@@ -142,8 +142,8 @@ fn packed_weights_are_written_as_bitsandbytes_has_them_and_read_as_they_are() {
                 (found, made) => panic!("{}: {found:?} where {} was made", entry.tensor, made.format()),
             }
         }
-        let exported = train::open_model(dir.to_str().unwrap(), Path::new("/"), &mut Silent).unwrap();
-        assert_eq!(losses(&reopen(&case.run(), None, &mut Silent).unwrap().decoder), losses(&exported.decoder));
+        let exported = train::open_model(dir.to_str().unwrap(), Path::new("/"), None, &mut Silent).unwrap();
+        assert_eq!(losses(&reopen(&case.run(), None, None, &mut Silent).unwrap().decoder), losses(&exported.decoder));
         // Trained on: what was packed stays as it is.
         let policy =
             format!("[policy]\nname = \"full\"\ntargets = \"norm\"\n[storage]\nfrozen = \"{storage}\"\n{more}\n");
@@ -271,8 +271,8 @@ fn adapters_and_whole_weights_train_in_one_run_and_leave_in_every_form() {
         let is_packed = source.plan.entries.iter().any(|entry| !entry.storage.can_train());
         let base = is_packed.then_some(BaseWeights::Dequantised);
         let merged = case.export("hf", Format::Hf, base);
-        let exported = train::open_model(merged.to_str().unwrap(), Path::new("/"), &mut Silent).unwrap();
-        let run = reopen(&case.run(), None, &mut Silent).unwrap();
+        let exported = train::open_model(merged.to_str().unwrap(), Path::new("/"), None, &mut Silent).unwrap();
+        let run = reopen(&case.run(), None, None, &mut Silent).unwrap();
         for (ours, theirs) in losses(&run.decoder).iter().zip(losses(&exported.decoder)) {
             assert!((ours - theirs).abs() < 1e-4, "{ours} against {theirs}");
         }

@@ -78,7 +78,7 @@ fn badam_trains_one_block_after_the_other_and_exports_all_of_them() {
     assert!(changed.iter().any(|name| name.contains(".layers.1.")));
 
     // The run opens again with what every block learned.
-    let reopened = train::reopen(&run, None, &mut Silent).unwrap();
+    let reopened = train::reopen(&run, None, None, &mut Silent).unwrap();
     assert_eq!(reopened.step, Some(12));
 }
 

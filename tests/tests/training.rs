@@ -108,7 +108,7 @@ fn early_stopping_keeps_the_best_step_as_the_result() {
     // The evaluation after training is that of the best step, and so is what is opened afterwards.
     let after = summary.eval_after.unwrap();
     assert!((after.eval_loss - best.loss).abs() < 1e-9, "{} against {}", after.eval_loss, best.loss);
-    let reopened = train::reopen(&case.out("run"), None, &mut Silent).unwrap();
+    let reopened = train::reopen(&case.out("run"), None, None, &mut Silent).unwrap();
     assert_eq!(reopened.step, Some(best_step));
 }
 

@@ -65,6 +65,11 @@ pub enum Command {
     NativePlugin,
 }
 
+/// A device by its name.
+fn device(text: &str) -> Result<liftplan::config::Device, String> {
+    text.parse()
+}
+
 /// A configuration and what goes over it.
 #[derive(Debug, ClapArgs)]
 pub struct Configured {
@@ -170,6 +175,9 @@ pub struct Generate {
     /// The checkpoint of a run to use, by its step, instead of the newest.
     #[arg(long, value_name = "STEP")]
     pub step: Option<u64>,
+    /// What is to compute: auto, cpu or cuda:N. A run is asked on the device it was trained on, if it is there.
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub device: Option<liftplan::config::Device>,
 }
 
 /// `data`.
@@ -212,6 +220,9 @@ pub struct Eval {
     /// The checkpoint of a run to use, by its step, instead of the newest.
     #[arg(long, value_name = "STEP")]
     pub step: Option<u64>,
+    /// What is to compute: auto, cpu or cuda:N. A run is asked on the device it was trained on, if it is there.
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub device: Option<liftplan::config::Device>,
 }
 
 /// `compare`.

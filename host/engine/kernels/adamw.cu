@@ -25,7 +25,7 @@ struct Tensor {
     u64 elements;
     u32 cols, copy_stride;
     float copy_scale;
-    u32 flags;  // 1: bf16 gradient; 2: the master is kept at numbers that bf16 can hold
+    u32 flags;  // 1: bf16 gradient; 2: the master is kept at numbers that bf16 can hold; 4: the value is the copy
     float shrink, step_size, inverse_root_correction2, beta1, beta2, eps;
     u32 purpose, updates;
 };
@@ -234,4 +234,40 @@ extern "C" __global__ void random_normal(
         if (wide) wide[place] = pair[i];
         if (narrow) narrow[place] = bf16_of(pair[i]);
     }
+}
+
+// A tensor's value: the master, or the copy that products read.
+static __device__ __forceinline__ float value_of(const Tensor& t, u64 at) {
+    if (t.master && !(t.flags & 4)) return reinterpret_cast<const float*>(t.master)[at];
+    u32 row = (u32)at / t.cols;
+    return f32_of(reinterpret_cast<const bf16*>(t.copy)[(u64)row * t.copy_stride + ((u32)at - row * t.cols)]);
+}
+
+// before[chunk][8192] = the values of the chunk.
+extern "C" __global__ void __launch_bounds__(256) keep_values(float* before, const Tensor* tensors, const uint2* chunks) {
+    uint2 chunk = chunks[blockIdx.x];
+    const Tensor t = tensors[chunk.x];
+    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
+    for (u64 at = first + threadIdx.x; at < last; at += 256)
+        before[(u64)blockIdx.x * 8192 + (at - first)] = value_of(t, at);
+}
+
+// sums[chunk] = the squared distance of the chunk's values from those before.
+extern "C" __global__ void __launch_bounds__(256) distances(
+    double* sums, const float* before, const Tensor* tensors, const uint2* chunks) {
+    __shared__ double parts[256];
+    uint2 chunk = chunks[blockIdx.x];
+    const Tensor t = tensors[chunk.x];
+    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
+    double sum = 0.;
+    for (u64 at = first + threadIdx.x; at < last; at += 256) {
+        double moved = (double)value_of(t, at) - (double)before[(u64)blockIdx.x * 8192 + (at - first)];
+        sum += moved * moved;
+    }
+    parts[threadIdx.x] = sum;
+    for (int half = 128; half; half >>= 1) {
+        __syncthreads();
+        if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) sums[blockIdx.x] = parts[0];
 }

@@ -5,22 +5,70 @@ use liftplan_engine::cuda::{self, Context};
 use serde::Serialize;
 
 use crate::config::Device;
+use crate::report::text::memory;
+use crate::report::{Event, Observer};
 use crate::{Error, Result};
 
-/// `device` with `auto` decided: the first GPU if there is one, else the processor.
+/// What computes.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The processor or a GPU; never `auto`.
+    pub device: Device,
+    /// The GPU, open.
+    pub context: Option<Context>,
+    /// What it is, for the first lines of a run and for its report: `cuda:0, NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// Why not the GPU that `auto` looked for, if it is there.
+    pub warning: Option<String>,
+}
+
+impl Chosen {
+    /// The processor; `why` is what the user did not ask for.
+    pub fn processor(why: &str) -> Self {
+        let name = if why.is_empty() { "cpu".into() } else { format!("cpu ({why})") };
+        Self { device: Device::Cpu, context: None, name, warning: None }
+    }
+
+    /// Says what computes.
+    pub fn tell(&self, observer: &mut dyn Observer) {
+        if let Some(warning) = &self.warning {
+            observer.on(&Event::Warning(warning));
+        }
+        observer.on(&Event::Note(&format!("device: {}", self.name)));
+    }
+}
+
+/// The device that is wanted, open. `auto` is the first GPU that can be used, else the processor; a GPU that is there and cannot
+/// be used is a warning then. What is asked for by name is what computes, or an error.
 ///
 /// # Errors
-/// When there is a GPU whose libraries are missing: computing on the processor instead would be a silent factor of a hundred.
-pub fn resolve(device: Device) -> Result<Device> {
-    if device != Device::Auto {
-        return Ok(device);
+/// When a GPU is asked for that is not there, or whose libraries are missing.
+pub fn choose(wanted: Device) -> Result<Chosen> {
+    match wanted {
+        Device::Cpu => Ok(Chosen::processor("")),
+        Device::Cuda(ordinal) => open(ordinal),
+        Device::Auto => match cuda::context::devices() {
+            Err(_) | Ok(0) => Ok(Chosen::processor("no GPU was found")),
+            Ok(_) => Ok(open(0).unwrap_or_else(|error| Chosen {
+                warning: Some(format!("there is a GPU, and it is not used: {}", error.message())),
+                ..Chosen::processor("the GPU cannot be used")
+            })),
+        },
     }
-    match cuda::context::devices() {
-        Ok(count) if count > 0 => {
-            require_libraries().map_err(|error| error.at("there is a GPU, but it cannot be used"))?;
-            Ok(Device::Cuda(0))
+}
+
+/// The device for something that was made on `recorded`: that one where it is, else what there is, with a warning.
+///
+/// # Errors
+/// None where there is a processor.
+pub fn choose_like(recorded: Device) -> Result<Chosen> {
+    match choose(recorded) {
+        Ok(chosen) => Ok(chosen),
+        Err(_) => {
+            let chosen = choose(Device::Auto)?;
+            let warning = format!("the run was trained on {recorded}, which is not here: numbers round otherwise");
+            Ok(Chosen { warning: chosen.warning.clone().or(Some(warning)), ..chosen })
         }
-        _ => Ok(Device::Cpu),
     }
 }
 
@@ -36,19 +84,18 @@ fn require_libraries() -> Result<()> {
 }
 
 /// Opens a GPU.
-///
-/// # Errors
-/// When there is none of the number, or its driver or libraries are missing.
-pub fn open(device: Device) -> Result<Context> {
-    let ordinal = match resolve(device)? {
-        Device::Cuda(ordinal) => ordinal,
-        Device::Cpu | Device::Auto => return Err(Error::internal("the processor is no GPU")),
-    };
-    require_libraries().map_err(|error| error.at(format!("`device` is \"cuda:{ordinal}\"")))?;
-    Context::new(ordinal).map_err(|error| {
-        Error::config(format!("`device` is \"cuda:{ordinal}\": {error}"))
+fn open(ordinal: usize) -> Result<Chosen> {
+    let device = Device::Cuda(ordinal);
+    require_libraries().map_err(|error| error.at(format!("`device` is \"{device}\"")))?;
+    let failed = |error| {
+        Error::config(format!("`device` is \"{device}\": {error}"))
             .help("`liftplan doctor` lists the GPUs; device = \"cpu\" computes on the processor")
-    })
+    };
+    let context = Context::new(ordinal).map_err(failed)?;
+    let (free, total) = context.memory().map_err(failed)?;
+    let amount = |bytes: usize| memory(bytes as u64);
+    let name = format!("{device}, {}, {} of {} free", context.name(), amount(free), amount(total));
+    Ok(Chosen { device, context: Some(context), name, warning: None })
 }
 
 /// What a machine has to compute on GPUs.

@@ -5,7 +5,7 @@ use crate::Case;
 const TRAIN: &[&str] = &["train", "c.toml"];
 const ON_CUDA: &[&str] = &["train", "c.toml", "--set", "device=cuda"];
 
-pub const CASES: [Case; 7] = [
+pub const CASES: [Case; 5] = [
     Case {
         name: "a device that is none",
         arrange: |_| {},
@@ -27,22 +27,6 @@ pub const CASES: [Case; 7] = [
         code: 2,
         message: "error: c.toml:2: `vram` has no effect on the processor\n  \
                   help: leave vram out, or set device to \"cuda\" or \"auto\"",
-    },
-    Case {
-        name: "recomputing on a GPU",
-        arrange: |f| f.set("train", "recompute = true"),
-        arguments: ON_CUDA,
-        code: 2,
-        message: "error: c.toml:12: `train.recompute` has no effect on a GPU: what is kept is chosen by its memory\n  \
-                  help: leave recompute out; `vram = \"24GiB\"` caps the memory",
-    },
-    Case {
-        name: "paged states on a GPU",
-        arrange: |f| f.set("optimizer", "name = \"paged_adamw\""),
-        arguments: ON_CUDA,
-        code: 2,
-        message: "error: c.toml:16: `optimizer.name`: a GPU keeps the optimiser's states in its memory, not in files\n  \
-                  help: set optimizer.name to \"adamw8bit\" or \"adamw\", or device to \"cpu\"",
     },
     Case {
         name: "a run that began on the processor, resumed on a GPU",

@@ -19,6 +19,7 @@ pub fn run(args: &Eval, output: &Output) -> Result<()> {
         files: args.data.clone(),
         overrides: args.set.clone(),
         step: args.step,
+        device: args.device,
     };
     let mut progress = Progress::new();
     let judgement = judge_with_bases(&request, &mut progress)?;

@@ -23,7 +23,7 @@ struct Generation<'a> {
 /// Writes the answer as it comes; as JSON, at once at the end.
 pub fn run(args: &Generate, output: &Output) -> Result<()> {
     let mut progress = Progress::new();
-    let model = open(&args.target, args.step, &mut progress)?;
+    let model = open(&args.target, args.step, args.device, &mut progress)?;
     let (data, seed) = (model.config.as_ref().map(|config| &config.data), model.config.as_ref().map_or(0, |c| c.seed));
     let prompt = prompt_ids(data, seed, &model.base, &args.prompt, args.plain, &mut progress)?;
     drop(progress);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use liftplan::Error;
-use liftplan::config::Config;
+use liftplan::config::{Config, Device};
 use liftplan::train::{Reopened, open_model, reopen};
 
 use crate::args::{Args, Command, Configured};
@@ -57,10 +57,10 @@ fn here() -> Result<PathBuf> {
 }
 
 /// The result of a run, or an untouched model: whichever `target` names.
-fn open(target: &str, step: Option<u64>, progress: &mut Progress) -> Result<Reopened> {
+fn open(target: &str, step: Option<u64>, device: Option<Device>, progress: &mut Progress) -> Result<Reopened> {
     let path = Path::new(target);
     if path.join("config.toml").exists() {
-        return Ok(reopen(path, step, progress)?);
+        return Ok(reopen(path, step, device, progress)?);
     }
     if let Some(step) = step {
         return Err(Error::config(format!(
@@ -69,7 +69,7 @@ fn open(target: &str, step: Option<u64>, progress: &mut Progress) -> Result<Reop
         .help("name a run's directory, or leave --step out")
         .into());
     }
-    Ok(open_model(target, &here()?, progress)?)
+    Ok(open_model(target, &here()?, device, progress)?)
 }
 
 /// The path as seen from the current directory, if it lies below it.

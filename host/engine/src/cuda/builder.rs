@@ -22,13 +22,12 @@ use crate::error::{EngineError, Result, expect_shape};
 #[derive(Debug)]
 pub struct Builder {
     decoder: Decoder,
-    places: BTreeMap<Slot, Place>,
     scratch: Option<Buffer>,
 }
 
 /// Where a weight lies.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(crate) enum Place {
     Matrix { view: View<bf16>, trained: Option<usize> },
     Packed(Packed),
     Vector { view: View<f32>, trained: Option<usize> },
@@ -80,13 +79,16 @@ impl Builder {
             slab,
             rope: None,
             arena: Arena::counting(),
+            places,
             optimizer: Optimizer::default(),
             plan: None,
             offload: Offload::default(),
             budget: None,
+            room: None,
+            recompute: false,
             fresh: true,
         };
-        Ok(Self { decoder, places, scratch: None })
+        Ok(Self { decoder, scratch: None })
     }
 
     /// Copies a weight to its place, packing it if it is to be kept in 4 bits.
@@ -112,7 +114,7 @@ impl Builder {
             Data::Bf16(values) => Ok(values.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
             Data::Nf4(_) => Err(unfit(slot, "numbers of 16 or 32 bits", "4-bit codes")),
         };
-        match self.places.get(&slot) {
+        match self.decoder.places.get(&slot) {
             Some(Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. }) => {
                 self.decoder.trainables[*index].set_value(&context, &wide(data)?)
             }
@@ -153,7 +155,8 @@ impl Builder {
     /// When the device fails.
     pub fn randomise(&mut self, spread: f32, adapter_spread: f32, seed: u64) -> Result<()> {
         let context = self.decoder.context.clone();
-        let places: Vec<(Slot, Place)> = self.places.iter().map(|(slot, place)| (*slot, place.clone())).collect();
+        let places: Vec<(Slot, Place)> =
+            self.decoder.places.iter().map(|(slot, place)| (*slot, place.clone())).collect();
         for (purpose, (slot, place)) in places.into_iter().enumerate() {
             let purpose = purpose as u32;
             match place {
@@ -178,6 +181,7 @@ impl Builder {
             // An adapter's matrices: a master and a copy that is no weight of its own.
             if let (Some(master), Some(copy)) = (trainable.master, trainable.copy)
                 && !self
+                    .decoder
                     .places
                     .values()
                     .any(|place| matches!(place, Place::Matrix { trained, .. } if *trained == Some(i)))

@@ -1,17 +1,20 @@
 //! The model on the card: a training pass, losses, logits. In: batches on the host. Out: sums of losses, logits, and
 //! gradients that stay on the card.
 
+use std::collections::BTreeMap;
+
 use half::bf16;
 
 use super::arena::Arena;
 use super::block::{Block, Scale};
+use super::builder::Place;
 use super::context::Context;
 use super::memory::{Buffer, View};
 use super::offload::Offload;
 use super::optim::Optimizer;
 use super::plan::{self, StepPlan};
 use super::slab::Slab;
-use super::spec::{ModelShape, Options};
+use super::spec::{ModelShape, Options, Slot};
 use super::trainable::Trainable;
 use crate::batch::Batch;
 use crate::decoder::LossSum;
@@ -44,6 +47,8 @@ pub struct Decoder {
     pub(crate) norm: Scale,
     pub(crate) head: Option<Table>,
     pub(crate) trainables: Vec<Trainable>,
+    /// Where each weight lies, and which trainable it is or was.
+    pub(crate) places: BTreeMap<Slot, Place>,
     pub(crate) slab: Slab,
     pub(crate) rope: Option<(Buffer, usize)>,
     pub(crate) arena: Arena,
@@ -51,6 +56,10 @@ pub struct Decoder {
     pub(crate) plan: Option<Planned>,
     pub(crate) offload: Offload,
     pub(crate) budget: Option<usize>,
+    /// Bytes that activations may take, once that is settled.
+    pub(crate) room: Option<usize>,
+    /// Whether every block keeps its input only.
+    pub(crate) recompute: bool,
     /// Nothing was added to the gradients since they were cleared.
     pub(crate) fresh: bool,
 }
@@ -66,14 +75,22 @@ impl Decoder {
         &self.shape
     }
 
-    /// What trains, in the order of the forward pass.
+    /// What trains or once did.
     pub fn trainables(&self) -> &[Trainable] {
         &self.trainables
     }
 
+    /// The numbers of those that train now, by their place in the model.
+    pub fn active(&self) -> Vec<usize> {
+        let mut active: Vec<usize> = (0..self.trainables.len()).filter(|&i| self.trainables[i].trains).collect();
+        active.sort_by_key(|&index| self.trainables[index].key);
+        active
+    }
+
     /// Bytes of weights, gradients and states.
     pub fn model_bytes(&self) -> usize {
-        self.slab.bytes()
+        let own = self.trainables.iter().filter_map(|trainable| trainable.own.as_ref()).map(Slab::bytes);
+        self.slab.bytes() + own.sum::<usize>()
     }
 
     /// Bytes of the buffer that activations live in.
@@ -83,8 +100,12 @@ impl Decoder {
 
     /// Caps the bytes that the engine takes on the card, all together.
     pub fn set_budget(&mut self, bytes: Option<usize>) {
-        self.budget = bytes;
-        self.plan = None;
+        (self.budget, self.room, self.plan) = (bytes, None, None);
+    }
+
+    /// Whether every block is to keep its input only, however much memory there is.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        (self.recompute, self.plan) = (recompute, None);
     }
 
     /// Sets all gradients to zero.
@@ -104,8 +125,19 @@ impl Decoder {
         }
         self.context.bind()?;
         self.ensure_rope(&batch.positions)?;
+        self.settle_room()?;
         let (plan, needed) = self.plan(batch)?;
-        self.run_step(batch, grad_scale, &plan, needed)
+        match self.make_room(needed) {
+            Err(EngineError::OutOfDeviceMemory { .. }) if needed > 0 => {
+                // Another program took what was there: what is left is the room from now on.
+                (self.room, self.plan) = (None, None);
+                self.settle_room()?;
+                let (plan, needed) = self.plan(batch)?;
+                self.run_step(batch, grad_scale, &plan, needed)
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.run_step(batch, grad_scale, &plan, needed),
+        }
     }
 
     /// The same by a given plan.
@@ -154,24 +186,39 @@ impl Decoder {
         trainable.rows == 1 || table
     }
 
-    /// The plan for this batch, and the bytes it takes: the last one's as long as its memory suffices.
+    /// The plan for this batch, and the bytes it takes. It depends on the batch and on the room there is, never on the
+    /// batches before, so that a run that was stopped goes on to the bit.
     fn plan(&mut self, batch: &Batch) -> Result<(StepPlan, usize)> {
         let targets = batch.target_count();
-        if let Some(last) = &self.plan {
-            if last.starts == batch.starts && last.targets == targets {
-                return Ok((last.plan.clone(), last.bytes));
-            }
-            // More rows than it was made for may not fit; fewer would leave memory unused.
-            let (old, new) = (last.starts.last().copied().unwrap_or(0), batch.tokens() as u32);
-            let bytes = self.needed(batch, &last.plan)?;
-            if new <= old && new >= old - old / 4 && bytes <= self.arena.size() {
-                return Ok((last.plan.clone(), bytes));
-            }
+        if let Some(last) = &self.plan
+            && last.starts == batch.starts
+            && last.targets == targets
+        {
+            return Ok((last.plan.clone(), last.bytes));
         }
         let plan = self.choose_plan(batch)?;
         let bytes = self.needed(batch, &plan)?;
         self.plan = Some(Planned { plan: plan.clone(), starts: batch.starts.clone(), targets, bytes });
         Ok((plan, bytes))
+    }
+
+    /// The bytes that activations may take, settled now if they are not yet: what is free, less a margin.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn settle_room(&mut self) -> Result<usize> {
+        let room = match self.room {
+            Some(room) => room,
+            None => self.free_room()?.0,
+        };
+        self.room = Some(room);
+        Ok(room)
+    }
+
+    /// Settles the bytes that activations may take, as another run of the same found them.
+    pub fn set_room(&mut self, bytes: usize) {
+        self.room = Some(bytes);
+        self.plan = None;
     }
 
     pub(crate) fn make_room(&mut self, needed: usize) -> Result<()> {
@@ -209,26 +256,30 @@ impl Decoder {
     /// When not even the leanest step fits.
     pub fn choose_plan(&self, batch: &Batch) -> Result<StepPlan> {
         let blocks = self.blocks.len() - self.lowest();
-        let (mut available, mut total) = (usize::MAX / 4, usize::MAX / 4);
-        if let (true, Some(budget)) = (self.context.is_dry(), self.budget) {
-            (available, total) = (budget.saturating_sub(self.slab.bytes()), budget);
-        }
-        if !self.context.is_dry() {
-            let (free, all) = self.context.memory()?;
-            let held = self.arena.size();
-            // The driver and cuBLASLt take more when their kernels are first loaded.
-            let margin = if self.loaded() { 32 << 20 } else { 128 << 20 };
-            (available, total) = ((free + held).saturating_sub(margin), all);
-            if let Some(budget) = self.budget {
-                let used = all - free - held;
-                available = available.min(budget.saturating_sub(used + margin));
-            }
-        }
-        plan::search(blocks, batch.tokens(), batch.target_count(), available, total, |plan| self.needed(batch, plan))
+        let (free, total) = self.free_room()?;
+        let available = self.room.unwrap_or(free);
+        let kept = if self.recompute { 0 } else { blocks };
+        plan::search([blocks, kept], batch.tokens(), batch.target_count(), available, total, |plan| {
+            self.needed(batch, plan)
+        })
     }
 
-    fn loaded(&self) -> bool {
-        self.arena.size() > 0
+    /// The bytes that activations can have now, and the memory in all.
+    fn free_room(&self) -> Result<(usize, usize)> {
+        if self.context.is_dry() {
+            let total = self.budget.unwrap_or(usize::MAX / 4);
+            return Ok((total.saturating_sub(self.account(&[]).total()), total));
+        }
+        let (free, total) = self.context.memory()?;
+        let held = self.arena.size();
+        // The driver and cuBLASLt take more when their kernels are first loaded.
+        let margin = if held > 0 { 32 << 20 } else { 128 << 20 };
+        let mut room = (free + held).saturating_sub(margin);
+        if let Some(budget) = self.budget {
+            let used = total - free - held;
+            room = room.min(budget.saturating_sub(used + margin));
+        }
+        Ok((room, total))
     }
 
     /// The lowest block that the backward pass reaches.

@@ -74,7 +74,7 @@ pub struct Gemm {
 unsafe impl Send for Gemm {}
 
 /// Scratch memory of the products: what cuBLAS recommends for Hopper.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 /// How many algorithms are asked for, and from which work on they are compared.
 const PROPOSALS: usize = 8;
 const TUNED_FROM_FLOP: f64 = 2e9;

@@ -88,12 +88,18 @@ impl Decoder {
         })
     }
 
-    pub(crate) fn ensure_rope(&mut self, positions: &[u32]) -> Result<()> {
+    /// Bytes of the table for these positions, and how many positions it has.
+    pub(crate) fn rope_bytes(&self, positions: &[u32]) -> (usize, usize) {
         let needed = positions.iter().max().map_or(1, |&last| last as usize + 1);
-        if self.rope.as_ref().is_some_and(|(_, have)| *have >= needed) || self.context.is_dry() {
+        let count = needed.next_power_of_two().max(1024);
+        (count * 2 * self.shape.inverse_frequencies.len() * size_of::<f32>(), count)
+    }
+
+    pub(crate) fn ensure_rope(&mut self, positions: &[u32]) -> Result<()> {
+        let (bytes, count) = self.rope_bytes(positions);
+        if self.rope.as_ref().is_some_and(|(_, have)| *have >= count) || self.context.is_dry() {
             return Ok(());
         }
-        let count = needed.next_power_of_two().max(1024);
         let half = self.shape.inverse_frequencies.len();
         let mut table = Vec::with_capacity(count * 2 * half);
         for position in 0..count {
@@ -102,7 +108,7 @@ impl Decoder {
             table.extend(angles.clone().map(|angle| angle.cos() as f32));
             table.extend(angles.map(|angle| angle.sin() as f32));
         }
-        let buffer = Buffer::new(&self.context, table.len() * 4)?;
+        let buffer = Buffer::new(&self.context, bytes)?;
         self.context.upload(buffer.view(1, table.len()), &table)?;
         self.rope = Some((buffer, count));
         Ok(())

@@ -76,9 +76,13 @@ impl<'a> Maker<'a> {
             copy: Some(view),
             scale: 1.0,
             on_bf16_grid: false,
+            value_is_copy: spec.storage != Storage::F32,
             grad,
             moments: None,
             updates: 0,
+            key: (spec.slot, 0),
+            trains: true,
+            own: None,
         }))
     }
 
@@ -101,9 +105,13 @@ impl<'a> Maker<'a> {
                     copy: None,
                     scale: 1.0,
                     on_bf16_grid: spec.storage == Storage::Bf16,
+                    value_is_copy: false,
                     grad,
                     moments: None,
                     updates: 0,
+                    key: (slot, 0),
+                    trains: true,
+                    own: None,
                 }))
             }
             Treatment::Adapt(_) => return Err(unfit(slot, "frozen or trained", "an adapter")),
@@ -229,8 +237,8 @@ impl<'a> Maker<'a> {
                     (None, None) => return Err(unfit(spec.slot, "room for an adapter", "none")),
                 };
                 let a_grad = a_grad.slice_rows(rank_at, rank);
-                self.adapter_matrix(&adapter.a, a_copy, 1.0, Some(a_grad))?;
-                let b = self.adapter_matrix(&adapter.b, b_copy, adapter.scale, None)?;
+                self.adapter_matrix((&adapter.a, (spec.slot, 1)), a_copy, 1.0, Some(a_grad))?;
+                let b = self.adapter_matrix((&adapter.b, (spec.slot, 2)), b_copy, adapter.scale, None)?;
                 part.adapter = Some(PartAdapter { rank, at: rank_at, scale: adapter.scale, b });
                 rank_at += rank;
             }
@@ -255,7 +263,13 @@ impl<'a> Maker<'a> {
         Packed::new(&mut self.slab, [rows, cols], self.map.filter(|_| double))
     }
 
-    fn adapter_matrix(&mut self, name: &str, copy: View<bf16>, scale: f32, grad: Option<View<f32>>) -> Result<usize> {
+    fn adapter_matrix(
+        &mut self,
+        (name, key): (&str, (Slot, u8)),
+        copy: View<bf16>,
+        scale: f32,
+        grad: Option<View<f32>>,
+    ) -> Result<usize> {
         let (rows, cols) = (copy.rows(), copy.cols());
         let grad = match grad {
             Some(grad) => grad,
@@ -270,9 +284,13 @@ impl<'a> Maker<'a> {
             copy: Some(copy),
             scale,
             on_bf16_grid: false,
+            value_is_copy: false,
             grad: Grad::Wide(grad),
             moments: None,
             updates: 0,
+            key,
+            trains: true,
+            own: None,
         }))
     }
 }

@@ -109,7 +109,7 @@ impl Buffer {
         context.bind()?;
         let padded = bytes.max(256).next_multiple_of(256);
         if context.is_dry() {
-            return Ok(Self { ptr: 0, bytes, context: context.clone() });
+            return Ok(Self { ptr: 0, bytes: padded, context: context.clone() });
         }
         // SAFETY: the context is current; the memory is used through views of this buffer only.
         match unsafe { result::malloc_sync(padded) } {

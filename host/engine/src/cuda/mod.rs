@@ -11,6 +11,7 @@
 //!                    group (fused linear layers, adapters folded in) → gemm, ops, attention, nf4
 //! ```
 
+pub mod account;
 pub mod arena;
 pub mod attention;
 pub mod builder;
@@ -37,10 +38,13 @@ mod inputs;
 mod layout;
 mod loss;
 mod offload;
+mod retrain;
 mod states;
 mod step;
 mod tuning;
+mod watched;
 
+pub use account::Account;
 pub use block::Level;
 pub use builder::{Builder, Data};
 pub use context::Context;

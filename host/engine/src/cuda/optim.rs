@@ -1,22 +1,25 @@
 //! AdamW and the norm of all gradients, each in one launch over all tensors.
 
+use std::collections::BTreeMap;
+
 use super::context::Launch;
 use super::decoder::Decoder;
 use super::kernels::{args, sources::ADAMW};
 use super::memory::{Buffer, View};
 use super::profile::Kind;
 use super::trainable::{Grad, MomentFormat, Moments, Trainable};
+use super::watched::{Watched, tables_sums};
 use crate::error::{EngineError, Result};
 use crate::optim::AdamWOptions;
 use crate::storage::dynamic8::{SIGNED, UNSIGNED};
 
 /// Elements of a chunk, as the kernels have it.
-const CHUNK: usize = 8192;
+pub(super) const CHUNK: usize = 8192;
 
 /// A tensor as the kernels read it; `struct Tensor` of `adamw.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-struct Descriptor {
+pub(super) struct Descriptor {
     master: u64,
     copy: u64,
     grad: u64,
@@ -39,20 +42,33 @@ struct Descriptor {
     updates: u32,
 }
 
-/// The optimiser's tables on the card.
+/// The optimiser's tables on the card: one for all gradients, one for each format of moments.
 #[derive(Debug, Default)]
 pub(crate) struct Optimizer {
-    tables: Option<Tables>,
+    pub(super) tables: Vec<Tables>,
+    /// What is told of each tensor's update, if somebody wants to know.
+    pub(super) watched: Option<Watched>,
+}
+
+impl Optimizer {
+    /// Bytes of the tables.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |tables: &Tables| {
+            let buffers = [&tables.descriptors, &tables.chunks, &tables.sums, &tables.maps, &tables.factor];
+            buffers.iter().map(|buffer| buffer.bytes()).sum::<usize>()
+        };
+        self.tables.iter().map(of).sum::<usize>() + self.watched.as_ref().map_or(0, Watched::bytes)
+    }
 }
 
 #[derive(Debug)]
-struct Tables {
-    descriptors: Buffer,
-    chunks: Buffer,
+pub(super) struct Tables {
+    pub descriptors: Buffer,
+    pub chunks: Buffer,
     /// How many chunks, and of which trainables.
-    count: usize,
+    pub count: usize,
     of: Vec<usize>,
-    sums: Buffer,
+    pub sums: Buffer,
     maps: Buffer,
     factor: Buffer,
 }
@@ -68,7 +84,7 @@ pub struct Update {
     pub weight_decay: f64,
 }
 
-fn descriptor(trainable: &Trainable) -> Descriptor {
+pub(super) fn descriptor(trainable: &Trainable) -> Descriptor {
     let (grad, narrow) = match trainable.grad {
         Grad::Wide(view) => (view.ptr(), 0),
         Grad::Narrow(view) => (view.ptr(), 1),
@@ -94,16 +110,17 @@ fn descriptor(trainable: &Trainable) -> Descriptor {
         cols: trainable.cols as u32,
         copy_stride: trainable.copy.map_or(0, |view| view.stride() as u32),
         copy_scale: trainable.scale,
-        flags: narrow | if trainable.on_bf16_grid { 2 } else { 0 },
+        flags: narrow | if trainable.on_bf16_grid { 2 } else { 0 } | if trainable.value_is_copy { 4 } else { 0 },
         purpose,
         ..Descriptor::default()
     }
 }
 
 impl Decoder {
-    fn tables(&mut self, of: &[usize]) -> Result<()> {
-        if self.optimizer.tables.as_ref().is_some_and(|tables| tables.of == of) {
-            return Ok(());
+    /// The place of the tables for these trainables, made if there are none.
+    pub(super) fn tables(&mut self, of: &[usize]) -> Result<usize> {
+        if let Some(place) = self.optimizer.tables.iter().position(|tables| tables.of == of) {
+            return Ok(place);
         }
         let mut chunks = Vec::<u32>::new();
         for (place, &index) in of.iter().enumerate() {
@@ -126,11 +143,23 @@ impl Decoder {
             factor: buffer(4)?,
         };
         context.upload(tables.chunks.view(1, chunks.len()), &chunks)?;
-        self.optimizer.tables = Some(tables);
-        Ok(())
+        if self.optimizer.tables.len() > MomentFormat::ALL.len() {
+            // What trains has changed.
+            self.optimizer.tables.clear();
+        }
+        self.optimizer.tables.push(tables);
+        Ok(self.optimizer.tables.len() - 1)
     }
 
-    fn upload_descriptors(&self, tables: &Tables, descriptors: &[Descriptor]) -> Result<()> {
+    /// The numbers of `of`, by the format that their moments are kept in.
+    fn by_format(&self, of: &[usize]) -> impl Iterator<Item = (MomentFormat, Vec<usize>)> {
+        let format_of = |index: &usize| self.options.moments.of(self.trainables[*index].len());
+        let split = MomentFormat::ALL
+            .map(|format| (format, of.iter().copied().filter(|index| format_of(index) == format).collect::<Vec<_>>()));
+        split.into_iter().filter(|(_, of)| !of.is_empty())
+    }
+
+    pub(super) fn upload_descriptors(&self, tables: &Tables, descriptors: &[Descriptor]) -> Result<()> {
         // SAFETY: plain numbers without padding: eight of 8 bytes and twelve of 4.
         let bytes = unsafe {
             std::slice::from_raw_parts(descriptors.as_ptr().cast::<u8>(), std::mem::size_of_val(descriptors))
@@ -141,7 +170,7 @@ impl Decoder {
     /// Gradients that no pass has written since they were cleared.
     fn settle_grads(&mut self) -> Result<()> {
         if std::mem::take(&mut self.fresh) {
-            for trainable in &self.trainables {
+            for trainable in self.trainables.iter().filter(|trainable| trainable.trains) {
                 trainable.clear_grad(&self.context)?;
             }
         }
@@ -155,13 +184,13 @@ impl Decoder {
     pub fn grad_norm(&mut self) -> Result<f64> {
         self.context.bind()?;
         self.settle_grads()?;
-        let all: Vec<usize> = (0..self.trainables.len()).collect();
-        self.tables(&all)?;
-        let Some(tables) = &self.optimizer.tables else { return Ok(0.0) };
+        let all = self.active();
+        let place = self.tables(&all)?;
+        let tables = &self.optimizer.tables[place];
         if tables.count == 0 {
             return Ok(0.0);
         }
-        let descriptors: Vec<Descriptor> = self.trainables.iter().map(descriptor).collect();
+        let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
         self.upload_descriptors(tables, &descriptors)?;
         self.context.kind(Kind::Optimizer);
         let sums: View<f64> = tables.sums.view(1, tables.count + 1);
@@ -173,12 +202,14 @@ impl Decoder {
         self.context.launch(&ADAMW, defines, "sum_doubles", Launch::new(1, 1024), arguments)?;
         let squares = self.context.download(total)?.first().copied().unwrap_or(0.0);
         if squares.is_finite() {
+            if let Some(watched) = &mut self.optimizer.watched {
+                watched.gradients = tables_sums(&self.trainables, &all, &self.context.download(parts)?);
+            }
             return Ok(squares.sqrt());
         }
-        let parts = self.context.download(parts)?;
-        let chunks = self.context.download(tables.chunks.view::<u32>(1, 2 * tables.count))?;
-        let bad = parts.iter().position(|part| !part.is_finite()).unwrap_or(0);
-        let name = chunks.get(2 * bad).and_then(|&place| self.trainables.get(place as usize)).map_or("?", |t| &t.name);
+        let bad = tables_sums(&self.trainables, &all, &self.context.download(parts)?);
+        let bad = bad.iter().find(|(_, sum)| !sum.is_finite()).map(|(index, _)| *index);
+        let name = bad.and_then(|index| self.trainables.get(index)).map_or("?", |trainable| &trainable.name);
         Err(EngineError::NotFinite { what: format!("the gradient of {name}"), value: squares })
     }
 
@@ -192,7 +223,13 @@ impl Decoder {
         for &index in &of {
             self.trainables[index].make_moments(&mut self.slab, self.options.moments)?;
         }
-        self.tables(&of)
+        let all = self.active();
+        self.tables(&all)?;
+        self.make_watched()?;
+        for (_, of) in self.by_format(&of).collect::<Vec<_>>() {
+            self.tables(&of)?;
+        }
+        Ok(())
     }
 
     /// Changes what `updates` names by its gradient times `grad_factor`, in the form of PyTorch's AdamW.
@@ -203,42 +240,55 @@ impl Decoder {
         self.context.bind()?;
         self.settle_grads()?;
         self.prepare(updates)?;
+        self.keep_values()?;
+        let of: Vec<usize> = updates.iter().map(|update| update.index).collect();
+        let settings: BTreeMap<usize, Update> = updates.iter().map(|update| (update.index, *update)).collect();
+        for (format, of) in self.by_format(&of).collect::<Vec<_>>() {
+            let descriptors: Vec<Descriptor> = of
+                .iter()
+                .filter_map(|index| settings.get(index))
+                .map(|update| self.advance(options, *update))
+                .collect();
+            let place = self.tables(&of)?;
+            let tables = &self.optimizer.tables[place];
+            if tables.count == 0 {
+                continue;
+            }
+            self.upload_descriptors(tables, &descriptors)?;
+            self.context.upload(tables.factor.view(1, 1), &[grad_factor])?;
+            self.context.kind(Kind::Optimizer);
+            let bits = match format {
+                MomentFormat::Wide => 32,
+                MomentFormat::Bf16 => 16,
+                MomentFormat::EightBit => 8,
+            };
+            let arguments = args![
+                tables.descriptors.view::<u8>(1, 1),
+                tables.chunks.view::<u32>(1, 1),
+                tables.maps.view::<f32>(1, 1),
+                tables.factor.view::<f32>(1, 1),
+                options.seed
+            ];
+            self.context.launch(&ADAMW, &[("MOMENTS", bits)], "adamw", Launch::new(tables.count, 256), arguments)?;
+        }
+        self.measure_distances()
+    }
+
+    /// Counts an update of a tensor, and says how the kernel is to do it.
+    fn advance(&mut self, options: &AdamWOptions, update: Update) -> Descriptor {
         let (beta1, beta2) = options.betas;
-        let mut descriptors = Vec::with_capacity(updates.len());
-        for update in updates {
-            let trainable = &mut self.trainables[update.index];
-            trainable.updates += 1;
-            let correction = |beta: f64| 1.0 - beta.powf(trainable.updates as f64);
-            descriptors.push(Descriptor {
-                shrink: (1.0 - update.lr * update.weight_decay) as f32,
-                step_size: (update.lr / correction(beta1)) as f32,
-                inverse_root_correction2: (1.0 / correction(beta2).sqrt()) as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                eps: options.eps as f32,
-                updates: trainable.updates as u32,
-                ..descriptor(trainable)
-            });
+        let trainable = &mut self.trainables[update.index];
+        trainable.updates += 1;
+        let correction = |beta: f64| 1.0 - beta.powf(trainable.updates as f64);
+        Descriptor {
+            shrink: (1.0 - update.lr * update.weight_decay) as f32,
+            step_size: (update.lr / correction(beta1)) as f32,
+            inverse_root_correction2: (1.0 / correction(beta2).sqrt()) as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            eps: options.eps as f32,
+            updates: trainable.updates as u32,
+            ..descriptor(trainable)
         }
-        let Some(tables) = &self.optimizer.tables else { return Ok(()) };
-        if tables.count == 0 {
-            return Ok(());
-        }
-        self.upload_descriptors(tables, &descriptors)?;
-        self.context.upload(tables.factor.view(1, 1), &[grad_factor])?;
-        self.context.kind(Kind::Optimizer);
-        let bits = match self.options.moments {
-            MomentFormat::Wide => 32,
-            MomentFormat::Bf16 => 16,
-            MomentFormat::EightBit => 8,
-        };
-        let arguments = args![
-            tables.descriptors.view::<u8>(1, 1),
-            tables.chunks.view::<u32>(1, 1),
-            tables.maps.view::<f32>(1, 1),
-            tables.factor.view::<f32>(1, 1),
-            options.seed
-        ];
-        self.context.launch(&ADAMW, &[("MOMENTS", bits)], "adamw", Launch::new(tables.count, 256), arguments)
     }
 }

@@ -38,12 +38,13 @@ impl StepPlan {
     }
 }
 
-/// The fastest plan whose `bytes` fit `available`: `bytes` runs a plan dry.
+/// The fastest plan whose `bytes` fit `available`, for `blocks` of which at most `kept` keep more than their input:
+/// `bytes` runs a plan dry. The same arguments give the same plan.
 ///
 /// # Errors
 /// When not even the leanest fits.
 pub fn search(
-    blocks: usize,
+    [blocks, kept]: [usize; 2],
     tokens: usize,
     targets: usize,
     available: usize,
@@ -82,24 +83,27 @@ pub fn search(
                 if least > available {
                     return Ok(None);
                 }
-                let (mut fits, mut beyond) = (0, limit + 1);
+                if limit > 0 && bytes(&make(limit))? <= available {
+                    return Ok(Some(limit));
+                }
+                let (mut fits, mut beyond) = (0, limit.max(1));
                 while beyond - fits > 1 {
                     let middle = fits.midpoint(beyond);
                     if bytes(&make(middle))? <= available { fits = middle } else { beyond = middle }
                 }
                 Ok(Some(fits))
             };
-            let Some(products) = most(&|n| make(n, 0), blocks)? else { continue };
+            let Some(products) = most(&|n| make(n, 0), kept)? else { continue };
             let all = most(&|n| make(products, n), products)?.unwrap_or(0);
             if best.as_ref().is_none_or(|(p, a, _)| (products, all) > (*p, *a)) {
                 best = Some((products, all, make(products, all)));
             }
-            if products == blocks && all == blocks {
+            if products == kept && all == kept {
                 break;
             }
         }
         // Where every block keeps its products there is no input to put away.
-        if best.as_ref().is_some_and(|(products, ..)| *products == blocks) {
+        if best.as_ref().is_some_and(|(products, ..)| *products == kept) {
             break;
         }
     }
@@ -119,10 +123,11 @@ mod tests {
         // A block's products cost 10, all of it 15, a piece of the feed-forward layer its rows.
         let bytes =
             |plan: &StepPlan| Ok(plan.mlp_rows + 10 * plan.count(Level::Products) + 15 * plan.count(Level::All));
-        let plan = search(4, 8, 8, 8 + 10 + 10 + 15, 0, bytes).unwrap();
+        let plan = search([4, 4], 8, 8, 8 + 10 + 10 + 15, 0, bytes).unwrap();
         assert_eq!(plan.levels, [Level::Input, Level::Products, Level::Products, Level::All]);
-        let plan = search(4, 8, 8, 1000, 0, bytes).unwrap();
+        let plan = search([4, 4], 8, 8, 1000, 0, bytes).unwrap();
         assert_eq!(plan.levels, [Level::All; 4]);
-        assert!(search(4, 8, 8, 3, 0, bytes).is_err());
+        assert!(search([4, 4], 8, 8, 3, 0, bytes).is_err());
+        assert_eq!(search([4, 0], 8, 8, 1000, 0, bytes).unwrap().levels, [Level::Input; 4]);
     }
 }

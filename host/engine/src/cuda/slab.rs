@@ -11,6 +11,8 @@ pub struct Slab {
     buffers: Vec<Buffer>,
     shared: Option<(Buffer, usize)>,
     bytes: usize,
+    /// Whether small tensors have a buffer each, too.
+    apart: bool,
 }
 
 /// Tensors below this share buffers of four times as much; the driver hands out no less than 2 MiB.
@@ -19,12 +21,23 @@ const SMALL: usize = 2 << 20;
 impl Slab {
     /// Nothing yet.
     pub fn new(context: &Context) -> Self {
-        Self { context: context.clone(), buffers: Vec::new(), shared: None, bytes: 0 }
+        Self { context: context.clone(), buffers: Vec::new(), shared: None, bytes: 0, apart: false }
+    }
+
+    /// Nothing yet, and no more later than what is asked for: for a few tensors that go together.
+    pub fn apart(context: &Context) -> Self {
+        Self { apart: true, ..Self::new(context) }
     }
 
     /// Bytes handed out.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of the buffers, what is left of them included.
+    pub fn held_bytes(&self) -> usize {
+        let shared = self.shared.as_ref().map(|(buffer, _)| buffer.bytes());
+        self.buffers.iter().map(Buffer::bytes).chain(shared).sum()
     }
 
     /// A matrix with unspecified contents.
@@ -35,7 +48,7 @@ impl Slab {
         let bytes = (rows * (cols + room) * size_of::<T>()).next_multiple_of(256);
         self.bytes += bytes;
         let whole = |view: View<T>| View::at(view.ptr(), rows, cols, cols + room);
-        if bytes >= SMALL {
+        if bytes >= SMALL || self.apart {
             let buffer = Buffer::new(&self.context, bytes)?;
             let view = whole(buffer.part(0, rows, cols + room));
             self.buffers.push(buffer);

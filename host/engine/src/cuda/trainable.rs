@@ -6,7 +6,9 @@ use super::context::Context;
 use super::memory::View;
 use super::ops;
 use super::slab::Slab;
+use super::spec::Slot;
 use crate::error::{Result, expect_shape};
+use crate::optim::LEAST_FOR_BITS8;
 
 /// Where a gradient lies.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +27,18 @@ pub enum MomentFormat {
     Wide,
     /// 4 bytes a weight, rounded stochastically.
     Bf16,
-    /// 2 bytes a weight and two maxima for 256 (arXiv 2110.02861).
+    /// 2 bytes a weight and two maxima for 256 (arXiv 2110.02861); small tensors keep `f32`, as on the processor.
     EightBit,
+}
+
+impl MomentFormat {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Wide, Self::Bf16, Self::EightBit];
+
+    /// The format for a tensor of `len` numbers where this one is asked for.
+    pub(crate) fn of(self, len: usize) -> Self {
+        if self == Self::EightBit && len < LEAST_FOR_BITS8 { Self::Wide } else { self }
+    }
 }
 
 /// First and second moment on the card.
@@ -56,10 +68,18 @@ pub struct Trainable {
     pub(crate) scale: f32,
     /// Kept at numbers that bf16 can hold, though in `f32`: norms of a bf16 model.
     pub(crate) on_bf16_grid: bool,
+    /// Whether its value is the bf16 copy, and the master a finer one beside it.
+    pub(crate) value_is_copy: bool,
     pub(crate) grad: Grad,
     pub(crate) moments: Option<Moments>,
     /// Updates so far.
     pub updates: u64,
+    /// Where it stands: its weight's place, and 1 for an adapter's A, 2 for its B. What trains is in this order, whenever it began.
+    pub(crate) key: (Slot, u8),
+    /// Whether it trains now; what stopped keeps its numbers.
+    pub(crate) trains: bool,
+    /// Memory of its gradient and moments, if it began to train after the model was laid out and may stop again.
+    pub(crate) own: Option<Slab>,
 }
 
 impl Trainable {
@@ -101,6 +121,11 @@ impl Trainable {
         }
     }
 
+    /// Whether it trains now.
+    pub fn trains(&self) -> bool {
+        self.trains
+    }
+
     /// Its gradient.
     ///
     /// # Errors
@@ -129,7 +154,8 @@ impl Trainable {
             return Ok(());
         }
         let (len, blocks) = (self.len(), self.len().div_ceil(256));
-        self.moments = Some(match format {
+        let slab = self.own.as_mut().unwrap_or(slab);
+        self.moments = Some(match format.of(len) {
             MomentFormat::Wide => Moments::Wide([slab.zeros(1, len, 0)?, slab.zeros(1, len, 0)?]),
             MomentFormat::Bf16 => Moments::Bf16([slab.zeros(1, len, 0)?, slab.zeros(1, len, 0)?]),
             MomentFormat::EightBit => Moments::EightBit(

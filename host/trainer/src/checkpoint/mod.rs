@@ -61,6 +61,9 @@ pub struct State {
     pub evals_without_gain: u64,
     /// The evaluation of the untouched model, so that a resumed run needn't repeat it.
     pub eval_before: Option<crate::report::EvalRecord>,
+    /// Bytes that the run's activations may take on a GPU: with the same, a resumed run works in the same pieces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card_room: Option<u64>,
     /// What the run was made from.
     pub hashes: Hashes,
     /// Size and sha256 of the checkpoint's tensor files; filled in by [`Store::write`].

@@ -186,8 +186,8 @@ fn plan_alone(config: &Path, plan_file: &Path, observer: &mut dyn Observer) -> R
 fn judge(job: &JudgeJob, observer: &mut dyn Observer) -> Result<Judgement> {
     let config = Config::load(&job.config, &[])?;
     let model = match &job.run {
-        Some(run) => reopen(run, None, observer)?,
-        None => open_model(&config.model, Path::new(""), observer)?,
+        Some(run) => reopen(run, None, None, observer)?,
+        None => open_model(&config.model, Path::new(""), None, observer)?,
     };
     let splits = data::load_splits(&config.data, config.seed, &model.base, observer)?;
     let data = match job.split {
@@ -321,7 +321,7 @@ fn deployment(
             let merged = run.with_file_name("merged");
             let options = export::Options { force: true, ..export::Options::default() };
             let result = export::export(run, None, export::Format::Hf, &merged, &options, observer)
-                .and_then(|_| open_model(&merged.display().to_string(), Path::new(""), observer))
+                .and_then(|_| open_model(&merged.display().to_string(), Path::new(""), None, observer))
                 .and_then(|model| time(&model.decoder, "merged", latency, &prompt));
             // The merged model was made to be timed, and its size is known.
             let _ = std::fs::remove_dir_all(&merged);

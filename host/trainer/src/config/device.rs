@@ -11,10 +11,10 @@ use super::bytes;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
-    /// The first GPU if the machine has one, else the processor. A run records which it was.
-    Auto,
-    /// The machine's processor. The default, until training on a GPU has been checked from end to end on a card.
+    /// The first GPU if the machine has one that can carry out the plan, else the processor. A run records which it was.
     #[default]
+    Auto,
+    /// The machine's processor.
     Cpu,
     /// The GPU of this number: `cuda:0`; `cuda` is the first.
     Cuda(usize),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::run::Job;
-use crate::config::Config;
+use crate::config::{Config, Device};
 use crate::data::{self, Dataset};
 use crate::report::{EvalRecord, Event, Observer};
 use crate::train::{Reopened, open_model, reopen, reopen_over_original};
@@ -24,6 +24,8 @@ pub struct Request {
     pub overrides: Vec<String>,
     /// The checkpoint of a run, by its step; the newest if none.
     pub step: Option<u64>,
+    /// What is to compute; for a run, else, what it was trained on, and for a model the GPU if there is one.
+    pub device: Option<Device>,
 }
 
 /// How good a model is, and for a run over quantised weights how good what it trained is over the original ones.
@@ -61,7 +63,7 @@ pub fn judge_with_bases(request: &Request, observer: &mut dyn Observer) -> Resul
     let Opened { config, data, split, is_run, model, run } = opened;
     // One of the two models at a time.
     drop(model);
-    let model = reopen_over_original(&run, request.step, observer)?;
+    let model = reopen_over_original(&run, request.step, request.device, observer)?;
     let original = Opened { config, data, split, is_run, model, run }.judge(observer)?;
     Ok(Judgement { record, kept_as: kept_as.to_string(), original_base: Some(original) })
 }
@@ -90,10 +92,10 @@ impl Opened {
             false => Config::for_evaluation(&request.target, &request.files, &request.here, &request.overrides)?,
         };
         let model = if is_run {
-            reopen(&run, request.step, observer)?
+            reopen(&run, request.step, request.device, observer)?
         } else {
             no_step(request)?;
-            open_model(&request.target, &request.here, observer)?
+            open_model(&request.target, &request.here, request.device, observer)?
         };
         let (data, split) = read(request, &config, &model, is_run, observer)?;
         Ok(Self { config, model, data, split, is_run, run })

@@ -102,6 +102,9 @@ pub struct Summary {
     pub version: u32,
     /// The base model, as the configuration names it.
     pub model: String,
+    /// What computed, such as `cuda:0, NVIDIA H100 80GB HBM3`; nothing in summaries of older versions.
+    #[serde(default)]
+    pub device: String,
     /// The policy's name.
     pub policy: String,
     /// How the run ended.

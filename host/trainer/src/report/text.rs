@@ -139,6 +139,7 @@ mod tests {
         Summary {
             version: 1,
             model: "examples/model".to_string(),
+            device: "cpu".to_string(),
             policy: "lora".to_string(),
             ended: Ending::Completed,
             trained: Trained {

@@ -15,7 +15,7 @@ use liftplan_engine::{Batch, Decoder, EngineError, Keep, Param, StepOptions};
 
 use super::build;
 use super::prepare::untouched;
-use super::session::dealing;
+use super::setup::dealing;
 use crate::config::Config;
 use crate::data::{self, Dataset, Sampler, SamplerOptions};
 use crate::model::BaseModel;

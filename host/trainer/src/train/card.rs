@@ -1,21 +1,23 @@
 //! A base model and a plan on a GPU: weights go to the card one by one, and only what trains comes back, for checkpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use liftplan_engine::cuda::nf4::Parts;
-use liftplan_engine::cuda::{self, Builder, Context, Data, MomentFormat, Options, Role, Slot, TensorSpec, Update};
+use liftplan_engine::cuda::{self, Builder, Context, Data, MomentFormat, Options, Slot, TensorSpec, Update};
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamWOptions};
 use liftplan_engine::storage::nf4::Scales;
-use liftplan_engine::{Batch, EngineError, Nf4Options, Weight};
+use liftplan_engine::{Batch, EngineError, Nf4, Nf4Options, Weight};
 
 use super::AdapterNames;
 use super::build::{initial_a, read};
+pub use super::card_specs::check;
+use super::card_specs::{shape, specs};
 use crate::checkpoint::{NamedTensor, TensorData, TensorFile};
-use crate::config::{Bf16Update, Config, Device};
-use crate::device;
+use crate::config::{Bf16Update, Config};
 use crate::model::BaseModel;
-use crate::model::inventory::{Kind, TensorInfo};
+use crate::model::inventory::TensorInfo;
+use crate::plan::memory::Memory;
 use crate::plan::{Entry, Plan, Storage, Treatment};
 use crate::report::{Event, Observer};
 use crate::{Error, Result};
@@ -35,58 +37,31 @@ pub struct CardOptions {
     pub eight_bit_states: bool,
     /// bf16 weights that train keep an `f32` copy.
     pub masters: bool,
+    /// Every block is computed again in the backward pass, however much memory there is.
+    pub recompute: bool,
     /// The most that may be taken on the card, in bytes.
     pub vram: Option<u64>,
 }
 
 impl CardOptions {
     /// As the configuration says.
-    ///
-    /// # Errors
-    /// When it asks for what a GPU does not do.
-    pub fn of(config: &Config) -> Result<Self> {
-        if config.train.recompute {
-            return Err(Error::config(
-                "`train.recompute` has no effect on a GPU: what is kept is chosen by its memory",
-            )
-            .help("leave recompute out; `vram = \"24GiB\"` caps the memory"));
-        }
-        if config.optimizer.name.is_paged() {
-            return Err(Error::config(
-                "`optimizer.name`: a GPU keeps the optimiser's states in its memory, not in files",
-            )
-            .help("set optimizer.name to \"adamw8bit\" or \"adamw\", or device to \"cpu\""));
-        }
-        Ok(Self {
+    pub fn of(config: &Config) -> Self {
+        Self {
             eight_bit_states: config.optimizer.name.is_8bit(),
             masters: config.train.bf16_update_or_default() == Bf16Update::Master,
+            recompute: config.train.recompute,
             vram: config.vram.map(|bytes| bytes.0),
-        })
+        }
     }
 }
 
 impl Card {
-    /// Builds the model of `plan` on `device`. `seed` draws the adapters' first values, the same as on the processor.
+    /// Builds the model of `plan` on a card that is open, or one that is not there ([`Context::dry`]), to train it. `seed` draws
+    /// the adapters' first values, the same as on the processor.
     ///
     /// # Errors
-    /// When the card, a library or memory is missing, the plan asks for what a GPU does not do, or a tensor can't be read.
+    /// When memory is missing, the plan asks for what a GPU does not do, or a tensor can't be read.
     pub fn build(
-        base: &BaseModel,
-        plan: &Plan,
-        seed: u64,
-        device: Device,
-        options: CardOptions,
-        observer: &mut dyn Observer,
-    ) -> Result<Self> {
-        check(base, plan)?;
-        Self::on(&device::open(device)?, base, plan, seed, options, observer)
-    }
-
-    /// The same on a card that is open, or one that is not there ([`Context::dry`]).
-    ///
-    /// # Errors
-    /// As [`Card::build`].
-    pub fn on(
         context: &Context,
         base: &BaseModel,
         plan: &Plan,
@@ -94,20 +69,50 @@ impl Card {
         options: CardOptions,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
+        Self::with(context, base, plan, seed, options, None, observer)
+    }
+
+    /// The same to ask it only: what trained is as `trained` has it, and has no gradients.
+    ///
+    /// # Errors
+    /// As [`Card::build`], and when `trained` does not fit the plan.
+    pub fn to_ask(
+        context: &Context,
+        base: &BaseModel,
+        plan: &Plan,
+        options: CardOptions,
+        trained: &TensorFile,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let mut plan = plan.clone();
+        let mut whole = BTreeSet::new();
+        for entry in plan.entries.iter_mut().filter(|entry| entry.treatment == Treatment::Train) {
+            entry.treatment = Treatment::Frozen;
+            whole.insert(entry.tensor.clone());
+        }
+        let mut card = Self::with(context, base, &plan, 0, options, Some((trained, &whole)), observer)?;
+        card.load(trained)?;
+        Ok(card)
+    }
+
+    fn with(
+        context: &Context,
+        base: &BaseModel,
+        plan: &Plan,
+        seed: u64,
+        options: CardOptions,
+        trained: Option<(&TensorFile, &BTreeSet<String>)>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let specs = specs(base, plan)?;
-        let shape = shape(base);
-        let settings = Options {
-            moments: if options.eight_bit_states { MomentFormat::EightBit } else { MomentFormat::Wide },
-            narrow_grads: false,
-            masters: options.masters,
-            ..Options::default()
-        };
-        let made = |error| memory_error(error, "the model", plan);
-        let mut builder = Builder::new(context, &shape, &specs, settings).map_err(made)?;
+        let mut builder = builder(context, base, plan, &specs, options)?;
         let mut files = BTreeMap::new();
         let total = specs.len() as u64;
         for (i, ((info, entry), spec)) in base.inventory.tensors.iter().zip(&plan.entries).zip(&specs).enumerate() {
-            load(&mut builder, base, info, entry, spec.slot)?;
+            match trained.filter(|(_, whole)| whole.contains(&info.name)) {
+                Some((file, _)) => load_trained(&mut builder, file, info, spec.slot)?,
+                None => load(&mut builder, base, info, entry, spec.slot)?,
+            }
             match &entry.treatment {
                 Treatment::Frozen => {}
                 Treatment::Train => {
@@ -131,11 +136,25 @@ impl Card {
             }
             observer.on(&Event::Progress { unit: "tensors", done: i as u64 + 1, total });
         }
+        Ok(Self::of(builder, files, seed, options))
+    }
+
+    /// The model laid out and not loaded: enough to count its memory, on a card that is not there.
+    ///
+    /// # Errors
+    /// When there is no memory, or the plan asks for what a GPU does not do.
+    pub fn laid_out(context: &Context, base: &BaseModel, plan: &Plan, options: CardOptions) -> Result<Self> {
+        let builder = builder(context, base, plan, &specs(base, plan)?, options)?;
+        Ok(Self::of(builder, BTreeMap::new(), 0, options))
+    }
+
+    fn of(builder: Builder, files: BTreeMap<String, (Vec<usize>, Storage)>, seed: u64, options: CardOptions) -> Self {
         let mut decoder = builder.finish();
         decoder.set_budget(options.vram.map(|bytes| bytes as usize));
+        decoder.set_recompute(options.recompute);
         let optimizer =
             AdamWOptions { betas: (0.9, 0.999), eps: 1e-8, bf16_update: optim::Bf16Update::Stochastic, seed };
-        Ok(Self { decoder, optimizer, files })
+        Self { decoder, optimizer, files }
     }
 
     /// The engine's model.
@@ -153,6 +172,24 @@ impl Card {
         self.optimizer = options;
     }
 
+    /// Makes the optimiser's states and settles how much memory is left for activations; `room` is what another sitting of the
+    /// run found, so that this one works in the same pieces and rounds alike. Gives what it is to be: less than `room` if
+    /// there is less now.
+    ///
+    /// # Errors
+    /// When there is no memory for the states, or the device fails.
+    pub fn prepare(&mut self, room: Option<u64>) -> Result<u64, EngineError> {
+        let all = 0..self.decoder.trainables().len();
+        let updates: Vec<Update> = all.map(|index| Update { index, lr: 0.0, weight_decay: 0.0 }).collect();
+        self.decoder.prepare(&updates)?;
+        let found = self.decoder.settle_room()?;
+        if let Some(room) = room.filter(|&room| (room as usize) < found) {
+            self.decoder.set_room(room as usize);
+            return Ok(room);
+        }
+        Ok(found as u64)
+    }
+
     /// How many numbers train.
     pub fn parameters(&self) -> u64 {
         self.decoder.trainables().iter().map(|trainable| trainable.len() as u64).sum()
@@ -162,6 +199,39 @@ impl Card {
     pub fn bytes(&self) -> (u64, u64) {
         let (now, most) = self.decoder.context().allocated_bytes();
         (now as u64, most as u64)
+    }
+
+    /// Bytes that last through training, before the first batch: weights, gradients, states, tables.
+    pub fn lasting_bytes(&self, batch: &Batch) -> u64 {
+        self.decoder.account(&batch.positions).total() as u64
+    }
+
+    /// What training takes on the card if no batch is larger than this one, by kind.
+    ///
+    /// # Errors
+    /// When not even the leanest step fits into what is free.
+    pub fn forecast(&self, batch: &Batch) -> Result<Memory, EngineError> {
+        let activations = match batch.target_count() {
+            0 => 0,
+            _ => self.decoder.needed(batch, &self.decoder.choose_plan(batch)?)?,
+        };
+        let account = self.decoder.account(&batch.positions);
+        let of_adapters = |name: &str| name.contains(".lora_");
+        let adapters: usize = self
+            .decoder
+            .trainables()
+            .iter()
+            .filter(|t| of_adapters(&t.name))
+            .map(|trainable| 4 * trainable.len())
+            .sum();
+        Ok(Memory {
+            weights_bytes: account.weights.saturating_sub(adapters) as u64,
+            adapters_bytes: adapters as u64,
+            gradients_bytes: account.gradients as u64,
+            optimizer_bytes: account.states as u64,
+            activations_bytes: activations as u64,
+            process_bytes: account.other as u64,
+        })
     }
 
     /// The gradients of `batches`, clipped to `max_grad_norm` if that is above 0, and the update. `rate` is the learning rate
@@ -253,119 +323,29 @@ impl Card {
     }
 }
 
+/// Memory for the model of `plan`, whose weights are `specs`.
+fn builder(
+    context: &Context,
+    base: &BaseModel,
+    plan: &Plan,
+    specs: &[TensorSpec],
+    options: CardOptions,
+) -> Result<Builder> {
+    let settings = Options {
+        moments: if options.eight_bit_states { MomentFormat::EightBit } else { MomentFormat::Wide },
+        narrow_grads: false,
+        masters: options.masters,
+        ..Options::default()
+    };
+    Builder::new(context, &shape(base), specs, settings).map_err(|error| memory_error(error, "the model", plan))
+}
+
 fn missing(name: &str) -> Error {
     Error::internal(format!("there is no `{name}` on the card"))
 }
 
 fn failed(error: EngineError) -> Error {
     Error::train(error.to_string())
-}
-
-/// Whether a GPU can do what the plan asks, wherever that is asked.
-///
-/// # Errors
-/// Names the first tensor with which it can't, and the way out.
-pub fn check(base: &BaseModel, plan: &Plan) -> Result<()> {
-    specs(base, plan).map(|_| ())
-}
-
-/// What the model's tensors are to the card, and whether it can do what the plan asks.
-fn specs(base: &BaseModel, plan: &Plan) -> Result<Vec<TensorSpec>> {
-    let tensors = base.inventory.tensors.iter().enumerate();
-    tensors
-        .map(|(i, info)| {
-            let entry = plan.entries.get(i).filter(|entry| entry.tensor == info.name).ok_or_else(|| {
-                Error::plan(format!("the plan has no entry {i} for `{}`: it was made for another model", info.name))
-            })?;
-            let on_cpu = "or set device to \"cpu\"";
-            let role = role(info).ok_or_else(|| {
-                Error::plan(format!("`{}`: a GPU knows no {} of this kind yet", info.name, info.role))
-                    .help("set device to \"cpu\"")
-            })?;
-            let treatment = match &entry.treatment {
-                Treatment::Frozen => cuda::Treatment::Frozen,
-                Treatment::Train => cuda::Treatment::Train,
-                Treatment::Adapt(spec) if spec.dora => {
-                    return Err(Error::plan(format!("`{}`: DoRA does not run on a GPU yet", info.name))
-                        .help(format!("set policy.dora to false, {on_cpu}")));
-                }
-                Treatment::Adapt(spec) if spec.dropout > 0.0 => {
-                    return Err(Error::plan(format!("`{}`: dropout in adapters does not run on a GPU yet", info.name))
-                        .help(format!("set policy.dropout to 0, {on_cpu}")));
-                }
-                Treatment::Adapt(spec) => {
-                    let AdapterNames { a, b, .. } = AdapterNames::of(&info.name);
-                    cuda::Treatment::Adapt(cuda::AdapterSpec { rank: spec.rank, scale: spec.scale() as f32, a, b })
-                }
-            };
-            let storage = match entry.storage {
-                Storage::Nf4 { .. } if info.shape.last().is_none_or(|columns| columns % 64 != 0) => {
-                    return Err(Error::plan(format!(
-                        "`{}` is {:?}: a GPU keeps a weight in 4 bits if its columns are a multiple of 64",
-                        info.name, info.shape
-                    ))
-                    .help(format!("name it in storage.exclude, {on_cpu}")));
-                }
-                Storage::F32 => cuda::Storage::F32,
-                Storage::Bf16 => cuda::Storage::Bf16,
-                Storage::Nf4 { block_size: 64, double_quantization } => {
-                    cuda::Storage::Nf4 { double: double_quantization }
-                }
-                Storage::Nf4 { block_size, .. } => {
-                    return Err(Error::plan(format!(
-                        "`{}`: a GPU keeps 4-bit weights in blocks of 64, not of {block_size}",
-                        info.name
-                    ))
-                    .help(format!("leave storage.block_size out, {on_cpu}")));
-                }
-                Storage::Int8 => {
-                    return Err(Error::plan(format!("`{}`: int8 storage does not run on a GPU yet", info.name))
-                        .help(format!("set storage.frozen to \"nf4\" or \"bf16\", {on_cpu}")));
-                }
-            };
-            Ok(TensorSpec { slot: (info.block, role), name: info.name.clone(), treatment, storage })
-        })
-        .collect()
-}
-
-fn role(info: &TensorInfo) -> Option<Role> {
-    Some(match (info.role.as_str(), info.kind == Kind::Bias) {
-        ("embed_tokens", false) => Role::Embedding,
-        ("input_layernorm", false) => Role::InputNorm,
-        ("q_proj", false) => Role::Q,
-        ("k_proj", false) => Role::K,
-        ("v_proj", false) => Role::V,
-        ("q_proj", true) => Role::QBias,
-        ("k_proj", true) => Role::KBias,
-        ("v_proj", true) => Role::VBias,
-        ("q_norm", false) => Role::QNorm,
-        ("k_norm", false) => Role::KNorm,
-        ("o_proj", false) => Role::O,
-        ("post_attention_layernorm", false) => Role::PostNorm,
-        ("gate_proj", false) => Role::Gate,
-        ("up_proj", false) => Role::Up,
-        ("down_proj", false) => Role::Down,
-        ("norm", false) => Role::FinalNorm,
-        ("lm_head", false) => Role::Head,
-        _ => return None,
-    })
-}
-
-fn shape(base: &BaseModel) -> cuda::ModelShape {
-    let spec = &base.spec;
-    cuda::ModelShape {
-        vocab: spec.vocab,
-        hidden: spec.hidden,
-        intermediate: spec.intermediate,
-        blocks: spec.blocks,
-        heads: spec.heads,
-        kv_heads: spec.kv_heads,
-        dim: spec.head_dim,
-        windows: spec.windows.clone(),
-        rms_eps: spec.rms_eps as f32,
-        tied: spec.tied,
-        inverse_frequencies: spec.rope.inverse_frequencies(spec.head_dim),
-    }
 }
 
 /// Reads one tensor and copies it to its place. The card packs what is to be kept in 4 bits, unless the checkpoint has it so.
@@ -375,17 +355,36 @@ fn load(builder: &mut Builder, base: &BaseModel, info: &TensorInfo, entry: &Entr
         (entry.storage, base.packed(&info.name)?)
         && packed.options() == (Nf4Options { block_size, double_quantization })
     {
-        let parts = match packed.scales() {
-            Scales::Plain(scales) => Parts::Single(packed.codes(), scales),
-            Scales::Double { codes, absmax, offset } => Parts::Double(packed.codes(), codes, absmax, &[], *offset),
-        };
-        return builder.load(slot, Data::Nf4(parts)).map_err(fit);
+        return builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit);
     }
-    let storage = if entry.storage == Storage::F32 { Storage::F32 } else { Storage::Bf16 };
+    // The card packs what is bf16, which is what it reads. The rest is packed here, so that its codes are those of its own numbers.
+    let storage = match entry.storage {
+        Storage::Nf4 { .. } if info.dtype == "bf16" => Storage::Bf16,
+        other => other,
+    };
     match read(base, info, storage)? {
         Weight::F32(values) => builder.load(slot, Data::F32(&values)).map_err(fit),
         Weight::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
+        Weight::Nf4(packed) => builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit),
         other => Err(Error::internal(format!("`{}` was read as {}", info.name, other.format()))),
+    }
+}
+
+/// Copies to its place what a run made of a tensor.
+fn load_trained(builder: &mut Builder, file: &TensorFile, info: &TensorInfo, slot: Slot) -> Result<()> {
+    let fit = |error: EngineError| Error::output(format!("{}: `{}`: {error}", file.path().display(), info.name));
+    match file.get(&info.name)?.data {
+        TensorData::F32(values) => builder.load(slot, Data::F32(&values)).map_err(fit),
+        TensorData::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
+        other => Err(Error::output(format!("{}: `{}` is {:?}", file.path().display(), info.name, other.dtype()))),
+    }
+}
+
+/// A packed weight as the card takes it.
+fn parts(packed: &Nf4) -> Parts<'_> {
+    match packed.scales() {
+        Scales::Plain(scales) => Parts::Single(packed.codes(), scales),
+        Scales::Double { codes, absmax, offset } => Parts::Double(packed.codes(), codes, absmax, &[], *offset),
     }
 }
 

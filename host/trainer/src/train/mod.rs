@@ -6,14 +6,17 @@
 pub mod build;
 pub mod calibrate;
 pub mod card;
+pub mod forecast;
 pub mod model;
 pub mod schedule;
 pub mod trainable;
+mod card_specs;
 mod directory;
 mod pages;
 pub(crate) mod picks;
 mod prepare;
 mod session;
+mod setup;
 mod step;
 
 use std::path::PathBuf;
@@ -28,7 +31,8 @@ pub use step::{StepOutcome, Stepper};
 
 use crate::Result;
 use crate::config::{Config, Device};
-use crate::report::{Observer, Summary};
+use crate::device::Chosen;
+use crate::report::{Event, Observer, Summary};
 use crate::{device, export};
 
 /// How to run, beside the configuration.
@@ -53,16 +57,26 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     let place = options.out.as_deref().unwrap_or(&config.out);
     let directory = directory::Directory::inspect(place, options.resume)?;
     let wanted = if options.resume { directory.device(config.device)? } else { config.device };
-    let config = &Config { device: device::resolve(wanted)?, ..config.clone() };
-    if let Device::Cuda(_) = config.device {
-        // What a GPU does not do, and a GPU that is not there, are found before anything is read.
-        card::CardOptions::of(config).map_err(|error| config.locate(error))?;
-        device::open(config.device)?;
+    // A GPU that is not there is found before anything is read.
+    let mut chosen = device::choose(wanted)?;
+    let mut prepared = prepare::prepare(config, observer)?;
+    if chosen.context.is_some()
+        && let Err(error) = card::check(&prepared.base, &prepared.plan)
+    {
+        if wanted != Device::Auto {
+            return Err(error);
+        }
+        chosen = Chosen::processor(&format!("the GPU cannot carry out this plan: {}", error.message()));
     }
-    let prepared = prepare::prepare(config, observer)?;
+    chosen.tell(observer);
+    if chosen.context.is_none() && config.vram.is_some() {
+        observer.on(&Event::Warning("`vram` has no effect on the processor"));
+    }
+    let config = &Config { device: chosen.device, ..config.clone() };
+    prepared.hashes.config = prepare::config_hash(config)?;
     let directory = directory.claim(config, &prepared)?;
     let run = directory.path.clone();
-    let summary = session::Session::start(config, options, prepared, directory, observer)?.train(observer)?;
+    let summary = session::Session::start(config, options, prepared, directory, chosen, observer)?.train(observer)?;
     // Adapters are small and what most people take along; whole weights are in the checkpoint until they are exported.
     if summary.trained.trained_tensors == 0 {
         export::export(

@@ -9,20 +9,21 @@ use sha2::{Digest, Sha256};
 
 use super::build::build;
 use super::calibrate::Measured;
-use super::card::{Card, CardOptions};
+use super::card::{self, Card, CardOptions};
 use super::picks::Picker;
 use super::step::empty;
 use super::{Model, trainable};
+use crate::Result;
 use crate::checkpoint::Source;
 use crate::config::{Config, Device};
 use crate::data::{self, Dataset};
+use crate::device::{self, Chosen};
 use crate::eval;
 use crate::model::{self, BaseModel};
 use crate::plan::{Entry, Origin, Picks, Plan, Storage, Treatment};
 use crate::policy;
 use crate::report::{Event, Hashes, Observer, PhaseSeconds};
 use crate::stats::ModelStatistics;
-use crate::{Result, device};
 
 /// Everything that was read and decided.
 pub(super) struct Prepared {
@@ -111,7 +112,7 @@ pub fn plan(config: &Config, base: &BaseModel, observer: &mut dyn Observer) -> R
 }
 
 /// The sha256 of the configuration, wherever its run is written.
-fn config_hash(config: &Config) -> Result<String> {
+pub(super) fn config_hash(config: &Config) -> Result<String> {
     let placeless = Config { out: PathBuf::new(), ..config.clone() };
     Ok(hex(&Sha256::digest(placeless.to_toml()?)))
 }
@@ -154,55 +155,79 @@ impl Reopened {
     }
 }
 
-/// Opens an untouched model for evaluation or generation: in `f32` on the processor, in bf16 on a GPU.
+/// Opens an untouched model for evaluation or generation: in `f32` on the processor, in bf16 on a GPU. Without a `device` it is the
+/// GPU if there is one.
 ///
 /// # Errors
-/// When it can't be opened or read.
-pub fn open_model(reference: &str, relative_to: &Path, observer: &mut dyn Observer) -> Result<Reopened> {
+/// When it can't be opened or read, or the device is not there.
+pub fn open_model(
+    reference: &str,
+    relative_to: &Path,
+    device: Option<Device>,
+    observer: &mut dyn Observer,
+) -> Result<Reopened> {
     let base = model::open(reference, relative_to, observer)?;
     observer.on(&Event::Phase("loading the weights"));
     let plan = untouched(&base, Storage::F32);
-    let (decoder, card) = match device::resolve(Device::Auto)? {
-        Device::Cpu | Device::Auto => (build(&base, &plan, 0, observer)?, None),
-        device => {
-            (empty()?, Some(RefCell::new(Card::build(&base, &plan, 0, device, CardOptions::default(), observer)?)))
+    let mut chosen = device::choose(device.unwrap_or_default())?;
+    if let (Some(_), None | Some(Device::Auto), Err(error)) = (&chosen.context, device, card::check(&base, &plan)) {
+        chosen = Chosen::processor(&format!("the GPU cannot carry out this model: {}", error.message()));
+    }
+    chosen.tell(observer);
+    let (decoder, card) = match &chosen.context {
+        None => (build(&base, &plan, 0, observer)?, None),
+        Some(context) => {
+            let card = Card::build(context, &base, &plan, 0, CardOptions::default(), observer)?;
+            (empty()?, Some(RefCell::new(card)))
         }
     };
     Ok(Reopened { base, decoder, card, config: None, step: None, kept_as: None })
 }
 
-/// Opens the result of the run in `run`, or its state after `step` steps: its model with what was trained.
+/// Opens the result of the run in `run`, or its state after `step` steps: its model with what was trained. Without a `device` it is
+/// the one that the run was trained on, or else what there is.
 ///
 /// # Errors
-/// When there is no such run or checkpoint, or the model is not the one it was trained from.
-pub fn reopen(run: &Path, step: Option<u64>, observer: &mut dyn Observer) -> Result<Reopened> {
-    reopen_with(run, step, |_| {}, observer)
+/// When there is no such run, checkpoint or device, or the model is not the one it was trained from.
+pub fn reopen(run: &Path, step: Option<u64>, device: Option<Device>, observer: &mut dyn Observer) -> Result<Reopened> {
+    reopen_with(run, step, device, |_| {}, observer)
 }
 
 /// As [`reopen`], with the base model's original weights in `f32` where the run kept them quantised.
 ///
 /// # Errors
 /// As [`reopen`].
-pub fn reopen_over_original(run: &Path, step: Option<u64>, observer: &mut dyn Observer) -> Result<Reopened> {
+pub fn reopen_over_original(
+    run: &Path,
+    step: Option<u64>,
+    device: Option<Device>,
+    observer: &mut dyn Observer,
+) -> Result<Reopened> {
     let original = |plan: &mut Plan| {
         for entry in plan.entries.iter_mut().filter(|entry| !entry.storage.can_train()) {
             entry.storage = Storage::F32;
         }
     };
-    reopen_with(run, step, original, observer)
+    reopen_with(run, step, device, original, observer)
 }
 
 fn reopen_with(
     run: &Path,
     step: Option<u64>,
+    device: Option<Device>,
     change: impl FnOnce(&mut Plan),
     observer: &mut dyn Observer,
 ) -> Result<Reopened> {
     let Source { config, base, mut plan, checkpoint, .. } = Source::open(run, step, observer)?;
     change(&mut plan);
     observer.on(&Event::Phase("loading the weights"));
-    let (decoder, card) = match device::resolve(config.device)? {
-        Device::Cpu | Device::Auto => {
+    let chosen = match device {
+        Some(device) => device::choose(device)?,
+        None => device::choose_like(config.device)?,
+    };
+    chosen.tell(observer);
+    let (decoder, card) = match &chosen.context {
+        None => {
             let mut decoder = build(&base, &plan, config.seed, observer)?;
             trainable::load(&mut decoder, &checkpoint.trainable)?;
             for param in decoder.params_mut() {
@@ -210,9 +235,9 @@ fn reopen_with(
             }
             (decoder, None)
         }
-        device => {
-            let mut card = Card::build(&base, &plan, config.seed, device, CardOptions::of(&config)?, observer)?;
-            card.load(&checkpoint.trainable)?;
+        Some(context) => {
+            let options = CardOptions { vram: config.vram.map(|bytes| bytes.0), ..CardOptions::default() };
+            let card = Card::to_ask(context, &base, &plan, options, &checkpoint.trainable, observer)?;
             (empty()?, Some(RefCell::new(card)))
         }
     };

@@ -5,19 +5,22 @@ use std::time::Instant;
 
 use liftplan_engine::Batch;
 
-use super::card::{Card, CardOptions};
+use super::card::memory_error;
 use super::directory::Claimed;
 use super::picks::Picker;
 use super::prepare::Prepared;
-use super::{RunOptions, Schedule, Stepper, build, pages};
+use super::setup::{dealing, largest_pass, on_card, on_processor};
+use super::{RunOptions, Schedule, Stepper, pages};
 use crate::checkpoint::State;
-use crate::config::{Config, Device, Length};
-use crate::data::{self, Dataset, Dealing, Sampler, SamplerOptions};
+use crate::config::{Config, Length};
+use crate::data::{self, Dataset, Sampler, SamplerOptions};
+use crate::device::Chosen;
 use crate::eval;
 use crate::plan::Treatment;
-use crate::plan::memory::{self, Memory, Work};
+use crate::plan::memory::{self, Memory};
 use crate::report::{
     Ending, EvalRecord, Event, Fanout, LossAt, Observer, PeakMemory, RunLog, StepRecord, Summary, Trained, process,
+    text,
 };
 use crate::{Error, Result};
 
@@ -32,6 +35,8 @@ pub(super) struct Session<'a> {
     schedule: Schedule,
     total_steps: u64,
     predicted: Memory,
+    /// What computes, for the report.
+    device: String,
     state: State,
     log: RunLog,
     first_step_s: Option<f64>,
@@ -52,6 +57,7 @@ impl<'a> Session<'a> {
         options: &'a RunOptions,
         mut prepared: Prepared,
         directory: Claimed,
+        chosen: Chosen,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let process_bytes = process::resident_bytes().unwrap_or(0);
@@ -64,9 +70,6 @@ impl<'a> Session<'a> {
         if let (Some(picker), Some(checkpoint)) = (&mut prepared.picker, &checkpoint) {
             picker.restore(&checkpoint.state.policy)?;
         }
-        let mut stepper = stepper(config, &prepared, checkpoint.is_some(), observer)?;
-        prepared.seconds.build = started.elapsed().as_secs_f64();
-
         let lengths: Vec<usize> = prepared.train.examples.iter().map(|example| example.ids.len()).collect();
         let sampling = SamplerOptions {
             seed: config.seed,
@@ -77,10 +80,22 @@ impl<'a> Session<'a> {
                 Length::Steps(_) => None,
             },
         };
-        if config.optimizer.name.is_paged() {
+        let from_the_start = Sampler::new(lengths.clone(), sampling)?;
+        let total_steps = match config.train.length() {
+            Length::Steps(steps) => steps,
+            Length::Epochs(_) => from_the_start.total_steps().unwrap_or(0),
+        };
+        let (work, largest) = largest_pass(config, &prepared.train, from_the_start, total_steps);
+        let mut stepper = match &chosen.context {
+            None => on_processor(config, &prepared, checkpoint.is_some(), observer)?,
+            Some(context) => on_card(context, config, &prepared, &largest, observer)?,
+        };
+        prepared.seconds.build = started.elapsed().as_secs_f64();
+
+        if config.optimizer.name.is_paged() && chosen.context.is_none() {
             stepper.optimizer.set_pages(pages::in_directory(&directory.path));
         }
-        let (state, sampler, log) = if let Some(checkpoint) = checkpoint {
+        let (mut state, sampler, log) = if let Some(checkpoint) = checkpoint {
             stepper.load_weights(&checkpoint.trainable)?;
             stepper.load_states(&checkpoint.optimizer)?;
             let state = checkpoint.state;
@@ -97,19 +112,28 @@ impl<'a> Session<'a> {
         if let Some(picker) = &prepared.picker {
             picker.follow(&mut stepper);
         }
-        let total_steps = match config.train.length() {
-            Length::Steps(steps) => steps,
-            Length::Epochs(_) => sampler.total_steps().unwrap_or(0),
-        };
         let schedule = Schedule::new(&config.schedule, total_steps);
-        let predicted = memory::predict(
-            &prepared.plan,
-            &prepared.base.inventory,
-            &prepared.base.spec,
-            memory::States::of(config),
-            largest_pass(config, &prepared.train, &sampler, total_steps),
-            process_bytes,
-        );
+        let room = stepper.prepare(state.card_room).map_err(|error| memory_error(error, "training", &prepared.plan))?;
+        if let (Some(before), Some(now)) = (state.card_room, room)
+            && now < before
+        {
+            observer.on(&Event::Warning(&format!(
+                "the GPU has {} less free than when the run began: steps may be cut otherwise, and round otherwise",
+                text::memory(before - now)
+            )));
+        }
+        state.card_room = room;
+        let predicted = match stepper.forecast(&largest) {
+            Some(forecast) => forecast.map_err(|error| memory_error(error, "training", &prepared.plan))?,
+            None => memory::predict(
+                &prepared.plan,
+                &prepared.base.inventory,
+                &prepared.base.spec,
+                memory::States::of(config),
+                work,
+                process_bytes,
+            ),
+        };
         Ok(Self {
             config,
             options,
@@ -120,6 +144,7 @@ impl<'a> Session<'a> {
             schedule,
             total_steps,
             predicted,
+            device: chosen.name,
             state,
             log,
             first_step_s: None,
@@ -315,6 +340,7 @@ impl<'a> Session<'a> {
         let summary = Summary {
             version: 1,
             model: self.prepared.base.origin.clone(),
+            device: self.device.clone(),
             policy: plan.origin.policy.clone(),
             ended,
             trained: Trained {
@@ -347,54 +373,4 @@ impl<'a> Session<'a> {
         summary.write(&self.directory.path)?;
         Ok(summary)
     }
-}
-
-/// The model on the device of the configuration, with what updates it.
-fn stepper(config: &Config, prepared: &Prepared, resumed: bool, observer: &mut dyn Observer) -> Result<Stepper> {
-    let (base, plan) = (&prepared.base, &prepared.plan);
-    match (config.device, &prepared.picker) {
-        (Device::Cpu, Some(picker)) if resumed => {
-            Ok(Stepper::new(picker.build(base, config.seed, observer)?, plan, config))
-        }
-        (Device::Cpu, _) => Ok(Stepper::new(build(base, plan, config.seed, observer)?, plan, config)),
-        (_, Some(_)) => Err(Error::plan(format!(
-            "policy `{}` revises its plan while training, which does not run on a GPU yet",
-            plan.origin.policy
-        ))
-        .help("set device to \"cpu\"")),
-        (device, None) => {
-            let card = Card::build(base, plan, config.seed, device, CardOptions::of(config)?, observer)?;
-            Stepper::on_card(card, plan, config)
-        }
-    }
-}
-
-/// How a step's examples are cut into micro-batches.
-pub(super) fn dealing(config: &Config) -> Dealing {
-    Dealing {
-        packing: config.data.packing,
-        micro_batch_tokens: config.train.micro_batch_tokens,
-        micro_batch_examples: config.train.micro_batch_examples,
-    }
-}
-
-/// The largest pass of the run: the steps are dealt once more, which costs next to nothing. Of a run of very many steps
-/// the first ones tell.
-fn largest_pass(config: &Config, data: &Dataset, sampler: &Sampler, total_steps: u64) -> Work {
-    const MOST_STEPS: u64 = 10_000;
-    let mut work = Work { tokens: 0, targets: 0, longest: 0, recompute: config.train.recompute };
-    let mut sampler = sampler.clone();
-    for _ in 0..total_steps.min(MOST_STEPS) {
-        let Some(step) = sampler.next_step() else { break };
-        for micro in &step.micro_batches {
-            let examples = || micro.iter().map(|&i| &data.examples[i]);
-            let tokens: usize = examples().map(|example| example.ids.len()).sum();
-            if tokens > work.tokens {
-                work.tokens = tokens;
-                work.targets = examples().map(|example| example.is_target.iter().filter(|&&t| t).count()).sum();
-                work.longest = examples().map(|example| example.ids.len()).max().unwrap_or(0);
-            }
-        }
-    }
-    work
 }

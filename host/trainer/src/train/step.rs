@@ -14,6 +14,7 @@ use super::trainable::{self, OptimizerTensors, Trainable};
 use super::{AdapterNames, Model};
 use crate::checkpoint::{State, Store, TensorFile};
 use crate::config::{Bf16Update, Config};
+use crate::plan::memory::Memory;
 use crate::plan::{Plan, Treatment};
 use crate::policy::Norms;
 use crate::{Error, Result};
@@ -84,9 +85,25 @@ impl Stepper {
     }
 
     /// A stepper for a model that was built by `plan` on a GPU.
+    ///
+    /// # Errors
+    /// None that can happen: the decoder in its place is one of nothing.
     pub fn on_card(mut card: Card, plan: &Plan, config: &Config) -> Result<Self> {
         card.set_optimizer(adamw(config));
         Ok(Self { card: Some(RefCell::new(card)), ..Self::new(empty()?, plan, config) })
+    }
+
+    /// Makes a card ready for its first step; [`Card::prepare`] has what goes in and out. Nothing on the processor.
+    ///
+    /// # Errors
+    /// As [`Card::prepare`].
+    pub fn prepare(&self, room: Option<u64>) -> Result<Option<u64>, EngineError> {
+        self.card.as_ref().map(|card| card.borrow_mut().prepare(room)).transpose()
+    }
+
+    /// What training takes on a card, if the model is on one; [`Card::forecast`] has the errors.
+    pub fn forecast(&self, batch: &Batch) -> Option<Result<Memory, EngineError>> {
+        self.card.as_ref().map(|card| card.borrow().forecast(batch))
     }
 
     /// The model, to ask.

@@ -1,0 +1,205 @@
+//! Weights that begin or stop training between steps. In: a weight's place. Out: the same model, in which it trains or not.
+//!
+//! What begins has a gradient and, at the next update, moments, in memory of its own; both go when it stops. Its numbers stay
+//! where they are.
+
+use super::builder::{Place, unfit};
+use super::decoder::Decoder;
+use super::memory::View;
+use super::slab::Slab;
+use super::spec::{Role, Slot, Storage};
+use super::trainable::{Grad, Trainable};
+use crate::error::Result;
+
+impl Decoder {
+    /// Makes a weight one that can train, if it is not yet: its number among the trainables, and whether it is new. A new one in
+    /// `f32` has the numbers that products read; [`Trainable::set_value`] gives it finer ones. A weight in 4 bits becomes bf16
+    /// without numbers.
+    ///
+    /// # Errors
+    /// When there is no such weight, or no memory.
+    pub fn adopt(&mut self, slot: Slot, name: &str, storage: Storage) -> Result<(usize, bool)> {
+        self.context.bind()?;
+        let place = self.places.get(&slot).cloned().ok_or_else(|| unfit(slot, "a weight of this model", "none"))?;
+        let (copy, vector) = match place {
+            Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. } => {
+                return Ok((index, false));
+            }
+            Place::Matrix { view, .. } => (Some(view), None),
+            Place::Vector { view, .. } => (None, Some(view)),
+            Place::Packed(packed) => (Some(self.slab.take(packed.rows, packed.cols, 0)?), None),
+        };
+        let wide = storage == Storage::F32 || self.options.masters;
+        let (rows, cols) = match (copy, vector) {
+            (Some(view), _) => (view.rows(), view.cols()),
+            (None, Some(view)) => (1, view.cols()),
+            (None, None) => (0, 0),
+        };
+        let master = match (vector, copy) {
+            (None, Some(_)) if wide => Some(self.slab.take(rows, cols, 0)?),
+            (vector, _) => vector,
+        };
+        let index = self.trainables.len();
+        self.trainables.push(Trainable {
+            name: name.into(),
+            rows,
+            cols,
+            master,
+            copy,
+            scale: 1.0,
+            on_bf16_grid: vector.is_some() && storage == Storage::Bf16,
+            value_is_copy: copy.is_some() && storage != Storage::F32,
+            grad: Grad::Wide(View::at(0, 0, 0, 0)),
+            moments: None,
+            updates: 0,
+            key: (slot, 0),
+            trains: false,
+            own: Some(Slab::apart(&self.context)),
+        });
+        let trained = Some(index);
+        let place = match (copy, vector) {
+            (Some(view), _) => {
+                self.stand_alone(slot, view);
+                Place::Matrix { view, trained }
+            }
+            (None, Some(view)) => Place::Vector { view, trained },
+            (None, None) => return Err(unfit(slot, "a weight with numbers", "none")),
+        };
+        self.places.insert(slot, place);
+        Ok((index, true))
+    }
+
+    /// A packed weight's numbers now stand in `view`.
+    fn stand_alone(&mut self, slot: Slot, view: View<half::bf16>) {
+        if let Some(part) = self.part_mut(slot).filter(|part| part.packed.is_some()) {
+            (part.packed, part.own) = (None, Some(view));
+        }
+    }
+
+    /// Lets an adopted weight train from the next pass on.
+    ///
+    /// # Errors
+    /// When it was not adopted, or there is no memory for its gradient.
+    pub fn begin(&mut self, slot: Slot) -> Result<()> {
+        let index = self.adopted(slot)?;
+        let trainable = &mut self.trainables[index];
+        if trainable.trains {
+            return Ok(());
+        }
+        self.context.bind()?;
+        let (rows, cols) = (trainable.rows, trainable.cols);
+        if let Some(own) = &mut trainable.own {
+            trainable.grad = Grad::Wide(own.zeros(rows, cols, 0)?);
+        }
+        trainable.trains = true;
+        self.connect(slot, Some(index));
+        self.forget_plans();
+        Ok(())
+    }
+
+    /// Lets a weight stop training: its gradient and its states go.
+    ///
+    /// # Errors
+    /// When it was not adopted, or the device fails.
+    pub fn cease(&mut self, slot: Slot) -> Result<()> {
+        let index = self.adopted(slot)?;
+        self.context.synchronize()?;
+        let context = self.context.clone();
+        let trainable = &mut self.trainables[index];
+        trainable.trains = false;
+        trainable.moments = None;
+        trainable.updates = 0;
+        trainable.grad = Grad::Wide(View::at(0, 0, 0, 0));
+        trainable.own = Some(Slab::apart(&context));
+        if trainable.value_is_copy {
+            // What is finer than the value is the optimiser's, which forgets.
+            if let (Some(master), Some(copy)) = (trainable.master, trainable.copy) {
+                let values: Vec<f32> = context.download(copy)?.into_iter().map(half::bf16::to_f32).collect();
+                if values.len() == master.len() {
+                    context.upload(master, &values)?;
+                }
+            }
+        }
+        self.connect(slot, None);
+        self.forget_plans();
+        Ok(())
+    }
+
+    /// Lets an adapter's matrices train or stop, by their names.
+    pub fn set_active(&mut self, trains: impl Fn(&str) -> bool) {
+        for trainable in self.trainables.iter_mut().filter(|trainable| trainable.key.1 > 0) {
+            let now = trains(&trainable.name);
+            if trainable.trains && !now {
+                (trainable.moments, trainable.updates) = (None, 0);
+            }
+            trainable.trains = now;
+        }
+        self.forget_plans();
+    }
+
+    fn adopted(&self, slot: Slot) -> Result<usize> {
+        match self.places.get(&slot) {
+            Some(Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. }) => Ok(*index),
+            _ => Err(unfit(slot, "a weight that was adopted", "another")),
+        }
+    }
+
+    /// What was planned and tabled for what trained before.
+    fn forget_plans(&mut self) {
+        (self.plan, self.room) = (None, None);
+        self.optimizer.tables.clear();
+    }
+
+    fn part_mut(&mut self, (block, role): Slot) -> Option<&mut super::group::Part> {
+        let block = self.blocks.get_mut(block?)?;
+        let (group, at) = match role {
+            Role::Q => (&mut block.qkv, 0),
+            Role::K => (&mut block.qkv, 1),
+            Role::V => (&mut block.qkv, 2),
+            Role::O => (&mut block.o, 0),
+            Role::Gate => (&mut block.gate_up, 0),
+            Role::Up => (&mut block.gate_up, 1),
+            Role::Down => (&mut block.down, 0),
+            _ => return None,
+        };
+        group.parts.get_mut(at)
+    }
+
+    /// Says where the passes look which trainable a weight is.
+    fn connect(&mut self, slot: Slot, trained: Option<usize>) {
+        if let Some(part) = self.part_mut(slot) {
+            part.trained = trained;
+            return;
+        }
+        let weight_of = |role| match role {
+            Role::QBias => Some(Role::Q),
+            Role::KBias => Some(Role::K),
+            Role::VBias => Some(Role::V),
+            _ => None,
+        };
+        if let Some(part) = weight_of(slot.1).and_then(|role| self.part_mut((slot.0, role))) {
+            part.bias = trained;
+            return;
+        }
+        match slot {
+            (None, Role::Embedding) => self.embedding.trained = trained,
+            (None, Role::FinalNorm) => self.norm.trained = trained,
+            (None, Role::Head) => {
+                if let Some(head) = &mut self.head {
+                    head.trained = trained;
+                }
+            }
+            (Some(block), role) => {
+                let Some(block) = self.blocks.get_mut(block) else { return };
+                match role {
+                    Role::InputNorm => block.input_norm.trained = trained,
+                    Role::PostNorm => block.post_norm.trained = trained,
+                    Role::QNorm => block.q_norm.iter_mut().for_each(|norm| norm.trained = trained),
+                    Role::KNorm => block.k_norm.iter_mut().for_each(|norm| norm.trained = trained),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A plan as the GPU engine has it. In: a base model and a plan. Out: what each weight is to the card, and the model's dimensions;
+//! or what a GPU does not do.
+
+use liftplan_engine::cuda::{self, Role, TensorSpec};
+
+use super::AdapterNames;
+use crate::model::BaseModel;
+use crate::model::inventory::{Kind, TensorInfo};
+use crate::plan::{Plan, Storage, Treatment};
+use crate::{Error, Result};
+
+/// Whether a GPU can do what the plan asks, wherever that is asked.
+///
+/// # Errors
+/// Names the first tensor with which it can't, and the way out.
+pub fn check(base: &BaseModel, plan: &Plan) -> Result<()> {
+    specs(base, plan).map(|_| ())
+}
+
+/// What the model's tensors are to the card, and whether it can do what the plan asks.
+pub(super) fn specs(base: &BaseModel, plan: &Plan) -> Result<Vec<TensorSpec>> {
+    let tensors = base.inventory.tensors.iter().enumerate();
+    tensors
+        .map(|(i, info)| {
+            let entry = plan.entries.get(i).filter(|entry| entry.tensor == info.name).ok_or_else(|| {
+                Error::plan(format!("the plan has no entry {i} for `{}`: it was made for another model", info.name))
+            })?;
+            let on_cpu = "or set device to \"cpu\"";
+            let role = role(info).ok_or_else(|| {
+                Error::plan(format!("`{}`: a GPU knows no {} of this kind yet", info.name, info.role))
+                    .help("set device to \"cpu\"")
+            })?;
+            let treatment = match &entry.treatment {
+                Treatment::Frozen => cuda::Treatment::Frozen,
+                Treatment::Train => cuda::Treatment::Train,
+                Treatment::Adapt(spec) if spec.dora => {
+                    return Err(Error::plan(format!("`{}`: DoRA does not run on a GPU yet", info.name))
+                        .help(format!("set policy.dora to false, {on_cpu}")));
+                }
+                Treatment::Adapt(spec) if spec.dropout > 0.0 => {
+                    return Err(Error::plan(format!("`{}`: dropout in adapters does not run on a GPU yet", info.name))
+                        .help(format!("set policy.dropout to 0, {on_cpu}")));
+                }
+                Treatment::Adapt(spec) => {
+                    let AdapterNames { a, b, .. } = AdapterNames::of(&info.name);
+                    cuda::Treatment::Adapt(cuda::AdapterSpec { rank: spec.rank, scale: spec.scale() as f32, a, b })
+                }
+            };
+            let storage = match entry.storage {
+                Storage::Nf4 { .. } if info.shape.last().is_none_or(|columns| columns % 64 != 0) => {
+                    return Err(Error::plan(format!(
+                        "`{}` is {:?}: a GPU keeps a weight in 4 bits if its columns are a multiple of 64",
+                        info.name, info.shape
+                    ))
+                    .help(format!("name it in storage.exclude, {on_cpu}")));
+                }
+                Storage::F32 => cuda::Storage::F32,
+                Storage::Bf16 => cuda::Storage::Bf16,
+                Storage::Nf4 { block_size: 64, double_quantization } => {
+                    cuda::Storage::Nf4 { double: double_quantization }
+                }
+                Storage::Nf4 { block_size, .. } => {
+                    return Err(Error::plan(format!(
+                        "`{}`: a GPU keeps 4-bit weights in blocks of 64, not of {block_size}",
+                        info.name
+                    ))
+                    .help(format!("leave storage.block_size out, {on_cpu}")));
+                }
+                Storage::Int8 => {
+                    return Err(Error::plan(format!("`{}`: int8 storage does not run on a GPU yet", info.name))
+                        .help(format!("set storage.frozen to \"nf4\" or \"bf16\", {on_cpu}")));
+                }
+            };
+            Ok(TensorSpec { slot: (info.block, role), name: info.name.clone(), treatment, storage })
+        })
+        .collect()
+}
+
+fn role(info: &TensorInfo) -> Option<Role> {
+    Some(match (info.role.as_str(), info.kind == Kind::Bias) {
+        ("embed_tokens", false) => Role::Embedding,
+        ("input_layernorm", false) => Role::InputNorm,
+        ("q_proj", false) => Role::Q,
+        ("k_proj", false) => Role::K,
+        ("v_proj", false) => Role::V,
+        ("q_proj", true) => Role::QBias,
+        ("k_proj", true) => Role::KBias,
+        ("v_proj", true) => Role::VBias,
+        ("q_norm", false) => Role::QNorm,
+        ("k_norm", false) => Role::KNorm,
+        ("o_proj", false) => Role::O,
+        ("post_attention_layernorm", false) => Role::PostNorm,
+        ("gate_proj", false) => Role::Gate,
+        ("up_proj", false) => Role::Up,
+        ("down_proj", false) => Role::Down,
+        ("norm", false) => Role::FinalNorm,
+        ("lm_head", false) => Role::Head,
+        _ => return None,
+    })
+}
+
+/// The model's dimensions.
+pub(super) fn shape(base: &BaseModel) -> cuda::ModelShape {
+    let spec = &base.spec;
+    cuda::ModelShape {
+        vocab: spec.vocab,
+        hidden: spec.hidden,
+        intermediate: spec.intermediate,
+        blocks: spec.blocks,
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        dim: spec.head_dim,
+        windows: spec.windows.clone(),
+        rms_eps: spec.rms_eps as f32,
+        tied: spec.tied,
+        inverse_frequencies: spec.rope.inverse_frequencies(spec.head_dim),
+    }
+}
