@@ -20,4 +20,6 @@ pub mod compare;
 
 mod error;
 mod files;
+mod hash;
 pub use error::{Error, ErrorKind, Result};
+pub use hash::sha256;

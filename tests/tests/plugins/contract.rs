@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use liftplan::plugin::wasm::sha256;
+use liftplan::sha256;
 use wit_parser::{Resolve, WorldId};
 
 fn wit() -> PathBuf {

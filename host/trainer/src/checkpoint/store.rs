@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use super::tensors::{self, TensorFile, TensorSource, hex};
+use super::tensors::{self, TensorFile, TensorSource};
 use super::{FileDigest, OPTIMIZER, RunLock, STATE, State, TRAINABLE, VERSION};
 use crate::files::{REPLACED, Staging, TEMPORARY, output_error, write_atomically};
+use crate::hash::sha256;
 use crate::report::Hashes;
 use crate::{Error, Result};
 
@@ -269,7 +268,7 @@ fn read_state(path: &Path) -> Result<State> {
 fn checksum(state: &State) -> Result<String> {
     let state = State { checksum: String::new(), ..state.clone() };
     let json = serde_json::to_vec(&state).map_err(|e| Error::internal(format!("a state is not JSON: {e}")))?;
-    Ok(hex(&Sha256::digest(&json)))
+    Ok(sha256(&json))
 }
 
 #[cfg(test)]

@@ -6,17 +6,17 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo, TensorView};
-use sha2::{Digest, Sha256};
 
 use super::FileDigest;
 use crate::files::output_error;
+use crate::hash::{Hasher, sha256_of_file};
 use crate::{Error, Result};
 
 /// A tensor's elements on the host.
@@ -181,7 +181,7 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, source: &dyn Tens
     let failed = |e: std::io::Error| output_error("write", path, &e);
     let mut out = Hashing {
         out: BufWriter::with_capacity(1 << 20, File::create(path).map_err(failed)?),
-        hash: Sha256::new(),
+        hash: Hasher::default(),
         bytes: 0,
     };
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
@@ -205,12 +205,12 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, source: &dyn Tens
     let Hashing { out, hash, bytes } = out;
     let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
     file.sync_all().map_err(failed)?;
-    Ok(FileDigest { bytes, sha256: hex(&hash.finalize()) })
+    Ok(FileDigest { bytes, sha256: hash.finish() })
 }
 
 struct Hashing {
     out: BufWriter<File>,
-    hash: Sha256,
+    hash: Hasher,
     bytes: u64,
 }
 
@@ -232,22 +232,8 @@ impl Write for Hashing {
 /// # Errors
 /// When it can't be read.
 pub fn digest(path: &Path) -> Result<FileDigest> {
-    let failed = |e: std::io::Error| output_error("read", path, &e);
-    let mut file = File::open(path).map_err(failed)?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        let n = file.read(&mut buffer).map_err(failed)?;
-        if n == 0 {
-            return Ok(FileDigest { bytes, sha256: hex(&hash.finalize()) });
-        }
-        hash.update(&buffer[..n]);
-        bytes += n as u64;
-    }
-}
-
-/// Bytes in lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    let (bytes, sha256) = sha256_of_file(path).map_err(|e| output_error("read", path, &e))?;
+    Ok(FileDigest { bytes, sha256 })
 }
 
 /// A safetensors file, mapped; tensors are copied out one at a time.

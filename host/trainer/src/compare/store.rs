@@ -9,10 +9,10 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::RunLock;
 use crate::files::{output_error, write_atomically};
+use crate::hash::sha256_of_file;
 use crate::plan::canonical;
 use crate::{Error, Result};
 
@@ -159,27 +159,10 @@ impl Store {
         if let Some(hash) = hashes.get(path) {
             return Ok(hash.clone());
         }
-        let read = |path: &Path| -> std::io::Result<String> {
-            let mut hash = Sha256::new();
-            std::io::copy(&mut std::fs::File::open(path)?, &mut HashWriter(&mut hash))?;
-            Ok(canonical::hex(&hash.finalize()))
-        };
-        let hash = read(path).map_err(|error| Error::io(crate::ErrorKind::Data, "read", path, &error))?;
+        let (_, hash) =
+            sha256_of_file(path).map_err(|error| Error::io(crate::ErrorKind::Data, "read", path, &error))?;
         hashes.insert(path.to_path_buf(), hash.clone());
         Ok(hash)
-    }
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -15,9 +15,9 @@
 //! * not packed: `micro_batch_examples` (one, if unset) at a time, in the order of the step, within the same limit.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::rng::permutation;
+use crate::hash::Hasher;
 use crate::{Error, Result};
 
 /// Stream of the seed that orders epoch `e` is `ORDER_STREAM + e`.
@@ -106,11 +106,11 @@ impl Sampler {
         if let Some((name, _)) = too_small.iter().find(|(_, too_small)| *too_small) {
             return Err(Error::config(format!("`{name}` must be above 0")));
         }
-        let mut hash = Sha256::new();
+        let mut hash = Hasher::default();
         for &length in &lengths {
             hash.update((length as u64).to_le_bytes());
         }
-        let lengths_hash = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let lengths_hash = hash.finish();
         Ok(Self { options, lengths, lengths_hash, taken: 0, order: Vec::new(), order_epoch: None })
     }
 

@@ -222,20 +222,6 @@ pub fn export(
     export_made(&Made::from(&source), format, out, options, observer)
 }
 
-/// As [`export`], from an opened run.
-///
-/// # Errors
-/// As [`export`].
-pub fn export_source(
-    source: &Source,
-    format: Format,
-    out: &Path,
-    options: &Options,
-    observer: &mut dyn Observer,
-) -> Result<Exported> {
-    export_made(&Made::from(source), format, out, options, observer)
-}
-
 fn export_made(
     made: &Made<'_>,
     format: Format,

@@ -9,10 +9,9 @@
 //! [`STRETCH`] bytes spread evenly from its first byte to its last. Training or merging an adapter changes nearly every
 //! element of a tensor, so the samples see it; a change of single rows in a large embedding can be missed.
 
-use sha2::{Digest, Sha256};
-
 use super::inventory::Inventory;
 use super::weights::Weights;
+use crate::hash::Hasher;
 
 /// Tensors of at most so many bytes are hashed whole.
 const WHOLE: usize = 64 * 1024;
@@ -23,7 +22,7 @@ const STRETCH: usize = 1024;
 
 /// The hash, 64 hexadecimal digits.
 pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::default();
     hasher.update(b"liftplan weights 1\0");
     for tensor in &inventory.tensors {
         let Some(stored) = weights.tensors().get(&tensor.name) else { continue };
@@ -52,5 +51,5 @@ pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
         }
         weights.release(stored);
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hasher.finish()
 }

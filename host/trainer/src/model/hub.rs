@@ -11,10 +11,10 @@ use std::time::Duration;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use sha2::{Digest, Sha256};
 
 use super::reference::Source;
 use super::safetensors::{INDEX, SINGLE, read_index};
+use crate::hash::sha256_of_file;
 use crate::report::{Event, Observer};
 use crate::{Error, ErrorKind, Result};
 
@@ -259,7 +259,7 @@ fn download(
     let found = std::fs::metadata(&path).map_err(failed)?.len();
     // Large files have their SHA-256 as their tag; others a hash of git's that isn't worth computing.
     let by_hash = expected.etag().len() == 64;
-    let sound = found == size && (!by_hash || sha256(&path).map_err(failed)? == expected.etag());
+    let sound = found == size && (!by_hash || sha256_of_file(&path).map_err(failed)?.1 == expected.etag());
     if !sound {
         for damaged in [&path, &blob] {
             std::fs::remove_file(damaged).map_err(failed)?;
@@ -270,26 +270,6 @@ fn download(
         .help("it was removed; run the same command again"));
     }
     Ok(path)
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut hasher = Sha256::new();
-    std::io::copy(&mut std::fs::File::open(path)?, &mut Writer(&mut hasher))?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// A hash as something to write to.
-struct Writer<'a>(&'a mut Sha256);
-
-impl std::io::Write for Writer<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Tries again after what may pass: a connection that broke, or a server in trouble.

@@ -77,48 +77,38 @@ fn open_directory(directory: &Path, origin: &str, observer: &mut dyn Observer) -
     let place = directory.join("config.json");
     let config_json = hf::read_json(directory, "config.json")?
         .ok_or_else(|| Error::model(format!("{} is missing", place.display())).help("is this the right directory?"))?;
-    let mut spec = arch::spec_from_config(&arch::Config::new(place.display().to_string(), &config_json)?)?;
+    let spec = arch::spec_from_config(&arch::Config::new(place.display().to_string(), &config_json)?)?;
     let is_quantised = config_json.get("quantization_config").is_some();
     let mut checkpoint = safetensors::Checkpoint::open(directory, is_quantised)?;
     if is_quantised {
         bnb::fold(&directory.display().to_string(), &mut checkpoint)?;
     }
-    let mut weights = Weights::Safetensors(checkpoint);
-    let inventory = check::inventory(&directory.display().to_string(), &mut spec, &mut weights, observer)?;
-    let (tokenizer, chat_template) = hf::tokenizer(directory, &config_json, spec.vocab, observer)?;
-    let hash = hash::content_hash(&inventory, &weights);
-    Ok(BaseModel {
-        spec,
-        inventory,
-        tokenizer,
-        chat_template,
-        config_json,
-        hash,
-        origin: origin.to_string(),
-        path: directory.to_path_buf(),
-        weights,
-    })
+    let text = hf::tokenizer(directory, &config_json, spec.vocab, observer)?;
+    check_and_hash(origin, directory, config_json, spec, Weights::Safetensors(checkpoint), text, observer)
 }
 
 fn open_gguf(file: &Path, origin: &str, observer: &mut dyn Observer) -> Result<BaseModel> {
     let gguf = gguf::GgufFile::open(file)?;
     let config_json = gguf.config_json()?;
-    let mut spec = arch::spec_from_config(&arch::Config::new(file.display().to_string(), &config_json)?)?;
-    let (tokenizer, chat_template) = gguf.tokenizer(spec.vocab, observer)?;
-    let mut weights = Weights::Gguf(gguf);
-    let inventory = check::inventory(&file.display().to_string(), &mut spec, &mut weights, observer)?;
+    let spec = arch::spec_from_config(&arch::Config::new(file.display().to_string(), &config_json)?)?;
+    let text = gguf.tokenizer(spec.vocab, observer)?;
+    check_and_hash(origin, file, config_json, spec, Weights::Gguf(gguf), text, observer)
+}
+
+/// The model of these parts: a description, its weights, and a tokenizer with its chat template.
+fn check_and_hash(
+    origin: &str,
+    path: &Path,
+    config_json: Value,
+    mut spec: ModelSpec,
+    mut weights: Weights,
+    (tokenizer, chat_template): (TextTokenizer, Option<String>),
+    observer: &mut dyn Observer,
+) -> Result<BaseModel> {
+    let inventory = check::inventory(&path.display().to_string(), &mut spec, &mut weights, observer)?;
     let hash = hash::content_hash(&inventory, &weights);
-    Ok(BaseModel {
-        spec,
-        inventory,
-        tokenizer,
-        chat_template,
-        config_json,
-        hash,
-        origin: origin.to_string(),
-        path: file.to_path_buf(),
-        weights,
-    })
+    let (origin, path) = (origin.to_string(), path.to_path_buf());
+    Ok(BaseModel { spec, inventory, tokenizer, chat_template, config_json, hash, origin, path, weights })
 }
 
 impl BaseModel {

@@ -3,7 +3,8 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
+
+use crate::hash::sha256;
 
 /// `value` as canonical JSON. What cannot be JSON (a map whose keys aren't strings) becomes `null`; none of this
 /// crate's types has any.
@@ -15,12 +16,7 @@ pub fn to_string(value: &impl Serialize) -> String {
 
 /// The sha256 of `value`'s canonical JSON, in hexadecimal.
 pub fn hash(value: &impl Serialize) -> String {
-    hex(&Sha256::digest(to_string(value).as_bytes()))
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256(to_string(value))
 }
 
 pub(super) fn write(value: &Value, text: &mut String) {

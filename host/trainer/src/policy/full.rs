@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::select::{self, Blocks, Eligible, Patterns};
-use super::{ModelView, Policy, PolicyInfo, read_settings, setting_infos};
+use super::{ModelView, Policy, PolicyInfo, read_settings, resolved, setting_infos};
 use crate::model::inventory::Kind;
 use crate::plan::PlanBuilder;
 use crate::{Error, Result};
@@ -86,8 +86,7 @@ impl Policy for Full {
     }
 
     fn resolve(&self, settings: &Value) -> Result<Value> {
-        serde_json::to_value(Settings::read(settings)?)
-            .map_err(|error| Error::internal(format!("policy full: {error}")))
+        resolved("full", &Settings::read(settings)?)
     }
 
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ModelView, Policy, PolicyInfo, find, read_settings, setting_infos};
+use super::{ModelView, Policy, PolicyInfo, find, read_settings, resolved, setting_infos};
 use crate::plan::{Origin, PlanBuilder, Storage, Treatment};
 use crate::{Error, Result};
 
@@ -81,7 +81,7 @@ impl Policy for Mixed {
 
     fn resolve(&self, settings: &Value) -> Result<Value> {
         let parts = parts(settings)?.into_iter().map(Part::into_settings).collect::<Result<Vec<_>>>()?;
-        serde_json::to_value(Settings { parts }).map_err(|error| Error::internal(format!("policy {NAME}: {error}")))
+        resolved(NAME, &Settings { parts })
     }
 
     fn reads_weights(&self) -> bool {

@@ -243,6 +243,11 @@ fn setting_infos(settings: &[(&str, &str)]) -> Vec<SettingInfo> {
     settings.iter().map(|(name, about)| SettingInfo { name: name.to_string(), about: about.to_string() }).collect()
 }
 
+/// The settings of a built-in policy, every default filled in, as JSON.
+fn resolved(policy: &str, settings: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(settings).map_err(|error| Error::internal(format!("policy {policy}: {error}")))
+}
+
 /// The typed settings `T` of a built-in policy, from JSON. A key that another built-in policy knows is said to be its.
 fn read_settings<T: serde::de::DeserializeOwned>(policy: &str, settings: &Value) -> Result<T> {
     let settings = match settings {

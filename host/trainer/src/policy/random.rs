@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::select::{self, Blocks, Eligible, Patterns};
-use super::{ModelView, Policy, PolicyInfo, read_settings, setting_infos};
+use super::{ModelView, Policy, PolicyInfo, read_settings, resolved, setting_infos};
 use crate::model::inventory::{Kind, TensorInfo};
 use crate::plan::{Entry, PlanBuilder, Treatment, file};
 use crate::stats::{kept, order};
@@ -121,8 +121,7 @@ impl Policy for Random {
     }
 
     fn resolve(&self, settings: &Value) -> Result<Value> {
-        serde_json::to_value(Settings::read(settings)?)
-            .map_err(|error| Error::internal(format!("policy random: {error}")))
+        resolved("random", &Settings::read(settings)?)
     }
 
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::select::{self, Blocks, Eligible, Patterns};
 use super::spectrum_source::{Scores, Unfrozen};
-use super::{ModelView, Policy, PolicyInfo, read_settings, setting_infos};
+use super::{ModelView, Policy, PolicyInfo, read_settings, resolved, setting_infos};
 use crate::config::suggest;
 use crate::model::inventory::{Kind, TensorInfo};
 use crate::plan::PlanBuilder;
@@ -261,8 +261,7 @@ impl Policy for Spectrum {
     }
 
     fn resolve(&self, settings: &Value) -> Result<Value> {
-        serde_json::to_value(Settings::read(settings)?)
-            .map_err(|error| Error::internal(format!("policy spectrum: {error}")))
+        resolved("spectrum", &Settings::read(settings)?)
     }
 
     fn reads_weights(&self) -> bool {

@@ -11,10 +11,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sha2::{Digest, Sha256};
+use crate::hash::{self, Hasher};
 
 const MAGIC: &[u8; 8] = b"LPSINGV1";
-const HASH: usize = 32;
 /// Part of every key: changes when the computation does.
 const VERSION: &[u8] = b"liftplan singular values 1\0";
 
@@ -55,19 +54,19 @@ impl Cache {
 
     /// What another statistic of this weight is kept under; `what` names it and changes when its computation does.
     pub(super) fn key_of(what: &[u8], elements: &[f32], rows: usize, cols: usize) -> String {
-        let mut hash = Sha256::new();
+        let mut hash = Hasher::default();
         hash.update(what);
         hash.update((rows as u64).to_le_bytes());
         hash.update((cols as u64).to_le_bytes());
         hash.update(bytemuck::cast_slice::<f32, u8>(elements));
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hash.finish()
     }
 
     /// The values kept under `key`, if they are there, whole, and `count`.
     pub(super) fn get(&self, key: &str, count: usize) -> Option<Vec<f64>> {
         let bytes = fs::read(self.path(key)).ok()?;
-        let (content, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH)?)?;
-        if Sha256::digest(content).as_slice() != hash {
+        let (content, written) = bytes.split_at_checked(bytes.len().checked_sub(hash::BYTES)?)?;
+        if hash::digest(content) != written {
             return None;
         }
         let values = content.strip_prefix(MAGIC)?;
@@ -80,8 +79,7 @@ impl Cache {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let mut bytes = MAGIC.to_vec();
         bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        let hash = Sha256::digest(&bytes);
-        bytes.extend(hash.as_slice());
+        bytes.extend(hash::digest(&bytes));
         fs::create_dir_all(&self.directory)?;
         // Several processes may scan the same model: each writes a file of its own, and the last rename wins. There is
         // no fsync, since a file cut short is noticed by its hash.

@@ -14,6 +14,7 @@ use super::build::{adapter, read as read_weight};
 use super::trainable::Trainable;
 use super::{Stepper, build};
 use crate::config::Config;
+use crate::hash::hex;
 use crate::model::BaseModel;
 use crate::plan::{Plan, PlanBuilder, Storage, Treatment};
 use crate::policy::{self, ModelView, Moment, Norms, Policy, PolicyState};
@@ -295,7 +296,7 @@ fn add_adapters(decoder: &mut Decoder, plan: &Plan, base: &BaseModel, seed: u64)
 }
 
 fn to_hex(state: &PolicyState) -> BTreeMap<String, String> {
-    state.iter().map(|(key, value)| (key.clone(), crate::plan::canonical::hex(value))).collect()
+    state.iter().map(|(key, value)| (key.clone(), hex(value))).collect()
 }
 
 fn from_hex(kept: &BTreeMap<String, String>) -> Result<PolicyState> {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use liftplan_engine::Decoder;
-use sha2::{Digest, Sha256};
 
 use super::build::build;
 use super::calibrate::Measured;
@@ -19,6 +18,7 @@ use crate::config::{Config, Device};
 use crate::data::{self, Dataset};
 use crate::device::{self, Chosen};
 use crate::eval;
+use crate::hash::{Hasher, sha256};
 use crate::model::{self, BaseModel};
 use crate::plan::{Entry, Origin, Picks, Plan, Storage, Treatment};
 use crate::policy;
@@ -114,22 +114,18 @@ pub fn plan(config: &Config, base: &BaseModel, observer: &mut dyn Observer) -> R
 /// The sha256 of the configuration, wherever its run is written.
 pub(super) fn config_hash(config: &Config) -> Result<String> {
     let placeless = Config { out: PathBuf::new(), ..config.clone() };
-    Ok(hex(&Sha256::digest(placeless.to_toml()?)))
+    Ok(sha256(placeless.to_toml()?))
 }
 
 /// The sha256 of what is trained on: every token and whether it counts.
 fn data_hash(data: &Dataset) -> String {
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::default();
     for example in &data.examples {
         hash.update((example.ids.len() as u64).to_le_bytes());
         hash.update(bytemuck::cast_slice::<u32, u8>(&example.ids));
         hash.update(example.is_target.iter().map(|&target| u8::from(target)).collect::<Vec<_>>());
     }
-    hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finish()
 }
 
 /// A model ready to compute, and what it was made from.

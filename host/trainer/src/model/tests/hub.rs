@@ -58,7 +58,7 @@ fn answer(state: &mut State, mut stream: TcpStream) {
     }
     let name = url.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
     let Some(mut data) = name.and_then(|name| state.files.get(name)).cloned() else { return send(404, "", b"no", 2) };
-    let tag: String = Sha256::digest(&data).iter().map(|b| format!("{b:02x}")).collect();
+    let tag = crate::sha256(&data);
     let range = value("range");
     let (start, end) = range.strip_prefix("bytes=").and_then(|r| r.split_once('-')).unwrap();
     let start: usize = start.parse().unwrap();
@@ -215,7 +215,7 @@ fn a_part_that_is_complete_or_too_long_does_no_harm() {
     for extra in [0usize, 10] {
         let data = noise(900_000);
         let hub = Hub::start(&[("model.gguf", data.clone())]);
-        let tag: String = Sha256::digest(&data).iter().map(|b| format!("{b:02x}")).collect();
+        let tag = crate::sha256(&data);
         let blobs = hub.cache.path().join("hub/models--org--tiny/blobs");
         std::fs::create_dir_all(&blobs).unwrap();
         let part: Vec<u8> = data.iter().copied().chain(std::iter::repeat_n(0, extra)).collect();

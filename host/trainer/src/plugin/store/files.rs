@@ -4,22 +4,14 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::MAX_FILE_BYTES;
 use crate::files::{output_error, write_atomically};
-use crate::plan::canonical::hex;
 use crate::{Error, ErrorKind, Result};
 
 /// The directory of plugins' files.
 #[derive(Clone, Debug)]
 pub struct Files {
     directory: PathBuf,
-}
-
-/// The sha256 of `bytes`, in hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
 }
 
 impl Files {
@@ -65,7 +57,7 @@ impl Files {
             }
             _ => Error::io(ErrorKind::Plan, "read", &path, &error),
         })?;
-        let found = self::sha256(&bytes);
+        let found = crate::sha256(&bytes);
         if found != sha256 {
             return Err(Error::plan(format!("{} was changed: its sha256 is {found}", path.display())).help(again));
         }
@@ -77,7 +69,7 @@ impl Files {
     /// # Errors
     /// It can't be written.
     pub fn put(&self, bytes: &[u8]) -> Result<String> {
-        let sha256 = self::sha256(bytes);
+        let sha256 = crate::sha256(bytes);
         if self.get(&sha256).is_err() {
             fs::create_dir_all(&self.directory)
                 .map_err(|e| output_error("create the directory", &self.directory, &e))?;

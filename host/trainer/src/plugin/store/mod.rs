@@ -65,7 +65,7 @@ impl Loaded {
     /// They are no plugin.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         let (kind, metadata) = Metadata::read(&bytes)?;
-        Ok(Self { metadata, kind, sha256: files::sha256(&bytes), bytes, allow_native: false })
+        Ok(Self { metadata, kind, sha256: crate::sha256(&bytes), bytes, allow_native: false })
     }
 }
 

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::files::{Files, sha256};
+use super::files::Files;
 use super::lock::{LOCK_FILE, Lock, Pinned};
 use super::signature::Key;
 use super::source::{self, Source};
 use super::{download, oci};
 use crate::plugin::metadata::{Kind, Metadata};
 use crate::report::text::memory;
-use crate::{Error, Result};
+use crate::{Error, Result, sha256};
 
 /// What to fetch, and by which key to check it.
 #[derive(Clone, Debug)]

@@ -302,7 +302,7 @@ fn what_a_plugin_asks_for_is_shown() {
          licence    MIT\n  file       WebAssembly component, fenced in, {} B\n  sha256     {}\n  \
          from       top-norm.wasm\n  signed by  not checked\n  asks for   statistics of the model's weights\n",
         SIGNED.len(),
-        super::files::sha256(SIGNED),
+        crate::sha256(SIGNED),
     );
     assert_eq!(text, expected);
 }

@@ -10,15 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::{Config, Engine};
 
-use crate::plan::canonical::hex;
+use crate::hash;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"LPCWASM1";
-const HASH: usize = 32;
 /// Bytes of a component's stack.
 pub(super) const STACK_BYTES: usize = 512 << 10;
 
@@ -74,8 +72,8 @@ pub(super) fn component(engine: &Engine, bytes: &[u8], sha256: &str, cache: Opti
 fn read(engine: &Engine, file: &Path) -> Option<Component> {
     let bytes = fs::read(file).ok()?;
     let content = bytes.strip_prefix(MAGIC)?;
-    let (hash, code) = content.split_at_checked(HASH)?;
-    if Sha256::digest(code).as_slice() != hash {
+    let (written, code) = content.split_at_checked(hash::BYTES)?;
+    if hash::digest(code) != written {
         return None;
     }
     // SAFETY: deserialising trusts the bytes to be this engine's own output. Only `write` puts files of this name there,
@@ -94,16 +92,11 @@ fn write(file: &Path, code: &[u8]) -> std::io::Result<()> {
     builder.create(directory)?;
     let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
     let temporary: PathBuf = directory.join(format!(".tmp-{}-{unique}", std::process::id()));
-    let bytes = [MAGIC, Sha256::digest(code).as_slice(), code].concat();
+    let bytes = [MAGIC.as_slice(), &hash::digest(code), code].concat();
     let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, file));
     if written.is_err() {
         // The error that matters is the first one.
         let _ = fs::remove_file(&temporary);
     }
     written
-}
-
-/// The SHA-256 of a plugin's bytes, in hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
 }

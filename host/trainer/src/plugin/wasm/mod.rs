@@ -33,8 +33,6 @@ use super::limits::Limits;
 use super::metadata::{Kind, Metadata};
 use crate::{Error, ErrorKind, Result};
 
-pub use compiled::sha256;
-
 /// How often the deadline is looked at.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -75,7 +73,7 @@ impl WasmPlugin {
     /// As [`WasmPlugin::load`].
     pub fn load_with_cache(bytes: &[u8], limits: &Limits, cache: Option<&Path>) -> Result<Self> {
         check_size(bytes.len() as u64, limits)?;
-        let sha256 = sha256(bytes);
+        let sha256 = crate::sha256(bytes);
         let (kind, metadata) = Metadata::read(bytes)?;
         if kind != Kind::Wasm {
             return Err(Error::plan("it is a native library, and a WebAssembly component is wanted"));
