@@ -4,50 +4,16 @@
 //!     cargo run --release -p liftplan-tests --example plugin_cost
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
 use std::time::Instant;
 
-use liftplan::model::inventory::{Inventory, Kind, TensorInfo};
+use liftplan::model::shapes;
 use liftplan::plan::{Origin, PlanBuilder, Storage};
 use liftplan::plugin::wasm::WasmPlugin;
 use liftplan::plugin::{Call, Limits};
 use liftplan::policy::{ModelView, Moment, Norms, Policy};
 use liftplan_tests::plugins::compiled;
 use serde_json::{Value, json};
-
-/// 36 blocks of 11 tensors, and three: Qwen3-8B's names and shapes.
-fn inventory() -> Inventory {
-    let tensor = |name: String, role: &str, kind, block, shape: &[usize]| TensorInfo {
-        name,
-        role: role.into(),
-        kind,
-        block,
-        shape: shape.to_vec(),
-        dtype: "bf16".into(),
-    };
-    let mut tensors =
-        vec![tensor("model.embed_tokens.weight".into(), "embed_tokens", Kind::Embedding, None, &[151_936, 4096])];
-    let of_block: [(&str, &str, Kind, &[usize]); 11] = [
-        ("input_layernorm", "input_layernorm", Kind::Norm, &[4096]),
-        ("self_attn.q_norm", "q_norm", Kind::Norm, &[128]),
-        ("self_attn.k_norm", "k_norm", Kind::Norm, &[128]),
-        ("self_attn.q_proj", "q_proj", Kind::Linear, &[4096, 4096]),
-        ("self_attn.k_proj", "k_proj", Kind::Linear, &[1024, 4096]),
-        ("self_attn.v_proj", "v_proj", Kind::Linear, &[1024, 4096]),
-        ("self_attn.o_proj", "o_proj", Kind::Linear, &[4096, 4096]),
-        ("post_attention_layernorm", "post_attention_layernorm", Kind::Norm, &[4096]),
-        ("mlp.gate_proj", "gate_proj", Kind::Linear, &[12288, 4096]),
-        ("mlp.up_proj", "up_proj", Kind::Linear, &[12288, 4096]),
-        ("mlp.down_proj", "down_proj", Kind::Linear, &[4096, 12288]),
-    ];
-    for block in 0..36 {
-        for (name, role, kind, shape) in of_block {
-            tensors.push(tensor(format!("model.layers.{block}.{name}.weight"), role, kind, Some(block), shape));
-        }
-    }
-    tensors.push(tensor("model.norm.weight".into(), "norm", Kind::Norm, None, &[4096]));
-    tensors.push(tensor("lm_head.weight".into(), "lm_head", Kind::Head, None, &[151_936, 4096]));
-    Inventory { architecture: "qwen3".into(), tensors, tied: false, blocks: 36 }
-}
 
 /// The median of the milliseconds that `work` takes, 21 times.
 fn median_ms(mut work: impl FnMut()) -> f64 {
@@ -65,7 +31,7 @@ fn median_ms(mut work: impl FnMut()) -> f64 {
 fn main() {
     let cache = tempfile::tempdir().unwrap();
     let limits = Limits::default();
-    let inventory = inventory();
+    let inventory = shapes::find("qwen3-8b", Path::new("")).unwrap().inventory;
     println!("{} tensors, medians of 21, ms", inventory.tensors.len());
     println!(
         "{:8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8}",

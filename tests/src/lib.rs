@@ -3,6 +3,7 @@
 pub mod command;
 pub mod compare;
 pub mod golden;
+pub mod made_up;
 pub mod plugins;
 pub mod setup;
 pub mod smollm2;

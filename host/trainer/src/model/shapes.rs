@@ -77,7 +77,7 @@ fn known() -> Vec<(&'static str, Value)> {
 /// There is neither, or the configuration is not one of a decoder that is supported.
 pub fn find(name: &str, here: &Path) -> Result<Shape> {
     if let Some((_, config)) = known().into_iter().find(|(known, _)| *known == name.to_lowercase()) {
-        return shape(name, &config);
+        return of_config(name, &config);
     }
     let mut path = here.join(name);
     if path.is_dir() {
@@ -97,10 +97,14 @@ pub fn find(name: &str, here: &Path) -> Result<Shape> {
     let config = serde_json::from_str(&text).map_err(|e| {
         Error::config(format!("{} is not JSON: {e}", path.display())).help("give a model's config.json")
     })?;
-    shape(&path.display().to_string(), &config)
+    of_config(&path.display().to_string(), &config)
 }
 
-fn shape(name: &str, config: &Value) -> Result<Shape> {
+/// The shape that a `config.json` with this content describes; errors call it `name`.
+///
+/// # Errors
+/// It is not the configuration of a decoder that is supported.
+pub fn of_config(name: &str, config: &Value) -> Result<Shape> {
     let mut config = config.clone();
     let experts = match config.get("model_type").and_then(Value::as_str) {
         Some("gpt_oss") => Some(experts(name, &mut config)?),

@@ -50,7 +50,7 @@ pub fn check(file: &Path, settings: &Value, limits: &Limits) -> Result<Checked> 
 
 /// The plan that a policy makes for the made-up model.
 pub(super) fn plan(policy: &dyn Policy, settings: &Value, seed: u64) -> Result<(Plan, Vec<Note>)> {
-    let model = FakeModel::new();
+    let model = FakeModel::new()?;
     let settings = policy.resolve(settings)?;
     let view = ModelView::new(&model.inventory, seed).with_statistics(&model);
     let mut builder = PlanBuilder::new(&model.inventory, Storage::F32);

@@ -7,16 +7,12 @@ use std::sync::Arc;
 
 use faer::Par;
 use liftplan_engine::rng::philox;
+use serde_json::json;
 
 use crate::Result;
-use crate::model::inventory::{Inventory, Kind, TensorInfo};
+use crate::model::inventory::{Inventory, TensorInfo};
+use crate::model::shapes;
 use crate::stats::{Calibration, ElementStatistics, Statistics, quantiles, singular_values};
-
-const BLOCKS: usize = 4;
-const HIDDEN: usize = 64;
-const INTERMEDIATE: usize = 160;
-const KV: usize = 32;
-const VOCABULARY: usize = 256;
 
 /// The model.
 pub struct FakeModel {
@@ -24,45 +20,19 @@ pub struct FakeModel {
     pub inventory: Inventory,
 }
 
-impl Default for FakeModel {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl FakeModel {
-    /// The model, which is always the same.
-    pub fn new() -> Self {
-        let tensor = |name: String, role: &str, kind, block, shape: &[usize]| TensorInfo {
-            name,
-            role: role.into(),
-            kind,
-            block,
-            shape: shape.to_vec(),
-            dtype: "bf16".into(),
-        };
-        let whole = |name: &str, role, kind, shape: &[usize]| tensor(name.into(), role, kind, None, shape);
-        let embedding = whole("model.embed_tokens.weight", "embed_tokens", Kind::Embedding, &[VOCABULARY, HIDDEN]);
-        let mut tensors = vec![embedding];
-        for block in 0..BLOCKS {
-            for (part, role, kind, shape) in [
-                ("", "input_layernorm", Kind::Norm, &[HIDDEN][..]),
-                ("self_attn.", "q_proj", Kind::Linear, &[HIDDEN, HIDDEN]),
-                ("self_attn.", "k_proj", Kind::Linear, &[KV, HIDDEN]),
-                ("self_attn.", "v_proj", Kind::Linear, &[KV, HIDDEN]),
-                ("self_attn.", "o_proj", Kind::Linear, &[HIDDEN, HIDDEN]),
-                ("", "post_attention_layernorm", Kind::Norm, &[HIDDEN]),
-                ("mlp.", "gate_proj", Kind::Linear, &[INTERMEDIATE, HIDDEN]),
-                ("mlp.", "up_proj", Kind::Linear, &[INTERMEDIATE, HIDDEN]),
-                ("mlp.", "down_proj", Kind::Linear, &[HIDDEN, INTERMEDIATE]),
-            ] {
-                let name = format!("model.layers.{block}.{part}{role}.weight");
-                tensors.push(tensor(name, role, kind, Some(block), shape));
-            }
+    /// The model, which is always the same: a Llama of four small blocks.
+    ///
+    /// # Errors
+    /// None that an author could cause.
+    pub fn new() -> Result<Self> {
+        let config = json!({"model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 160,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": false});
+        let mut inventory = shapes::of_config("the made-up model", &config)?.inventory;
+        for tensor in &mut inventory.tensors {
+            tensor.dtype = "bf16".into();
         }
-        tensors.push(whole("model.norm.weight", "norm", Kind::Norm, &[HIDDEN]));
-        tensors.push(whole("lm_head.weight", "lm_head", Kind::Head, &[VOCABULARY, HIDDEN]));
-        Self { inventory: Inventory { architecture: "llama".into(), tensors, tied: false, blocks: BLOCKS } }
+        Ok(Self { inventory })
     }
 
     /// The elements of a weight, outermost dimension first.
