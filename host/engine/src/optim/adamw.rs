@@ -68,24 +68,24 @@ impl AdamW {
         &self.states
     }
 
-    /// Replaces all states; those of large parameters move into pages, if the optimiser keeps them there.
+    /// Replaces the state of the parameter `name`; a large one moves into pages, if the optimiser keeps them there.
     ///
     /// # Errors
     /// When there is no room for the pages.
-    pub fn set_states(&mut self, states: BTreeMap<String, State>) -> Result<()> {
-        self.states = states;
-        let Some(pages) = &self.pages else { return Ok(()) };
-        for state in self.states.values_mut() {
+    pub fn set_state(&mut self, name: String, mut state: State) -> Result<()> {
+        if self.pages.is_some() {
+            let pages = self.pages.as_ref();
             for moment in [&mut state.first, &mut state.second] {
                 match moment {
-                    Moment::F32(values) => *values = Buffer::copy(values, Some(pages))?,
-                    Moment::Bits8 { codes, .. } => *codes = Buffer::copy(codes, Some(pages))?,
+                    Moment::F32(values) => values.move_into(pages)?,
+                    Moment::Bits8 { codes, .. } => codes.move_into(pages)?,
                 }
             }
             if let Some(master) = &mut state.master {
-                *master = Buffer::copy(master, Some(pages))?;
+                master.move_into(pages)?;
             }
         }
+        self.states.insert(name, state);
         Ok(())
     }
 

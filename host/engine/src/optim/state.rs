@@ -98,7 +98,7 @@ pub trait Pages: Send + Sync {
     fn bytes(&self) -> &[u8];
     /// All of them, to change.
     fn bytes_mut(&mut self) -> &mut [u8];
-    /// Says that they will not be used for a while.
+    /// Says that they will not be used for a while. They stay what they are, also for who still refers to them.
     fn release(&self);
 }
 
@@ -122,8 +122,24 @@ impl<T: Pod> Buffer<T> {
         Ok(buffer)
     }
 
-    pub(super) fn release(&self) {
-        if let Self::Paged(pages) = self {
+    /// Moves the numbers into pages if they are given and worth it, where they are not used for a while.
+    pub(super) fn move_into(&mut self, pages: Option<&MakePages>) -> Result<()> {
+        *self = Self::copy(self, pages)?;
+        self.release();
+        Ok(())
+    }
+
+    /// The pages that it is kept in, if it is.
+    pub fn pages(&self) -> Option<&dyn Pages> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Paged(pages) => Some(pages.as_ref()),
+        }
+    }
+
+    /// Says that the numbers will not be used for a while.
+    pub fn release(&self) {
+        if let Some(pages) = self.pages() {
             pages.release();
         }
     }

@@ -137,6 +137,11 @@ pub trait TensorSource {
     /// # Errors
     /// When the tensor can't be produced.
     fn bytes(&self, index: usize) -> Result<Cow<'_, [u8]>>;
+
+    /// Says that the bytes of the tensor at `index` were written, and won't be asked for again.
+    fn written(&self, index: usize) {
+        let _ = index;
+    }
 }
 
 impl TensorSource for Vec<NamedTensor> {
@@ -200,6 +205,8 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, source: &dyn Tens
             )));
         }
         out.write_all(&bytes).map_err(failed)?;
+        drop(bytes);
+        source.written(index);
     }
     out.flush().map_err(failed)?;
     let Hashing { out, hash, bytes } = out;
@@ -313,6 +320,11 @@ impl TensorFile {
         let data = TensorData::from_bytes(view.dtype(), view.data()).ok_or_else(|| {
             Error::output(format!("{}: {name} has the unsupported type {}", self.path.display(), view.dtype()))
         })?;
+        // What was copied needn't be in memory a second time, as pages of the file.
+        let (start, len) = (view.data().as_ptr() as usize - self.map.as_ptr() as usize, view.data().len());
+        // SAFETY: dropping pages of a read-only mapping of a file changes no byte: the next access reads them anew.
+        #[cfg(unix)]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
         Ok(NamedTensor { name: name.to_string(), shape: view.shape().to_vec(), data })
     }
 }

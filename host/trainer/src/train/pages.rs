@@ -23,7 +23,7 @@ impl Pages for Mapped {
 
     fn release(&self) {
         // SAFETY: the mapping is shared with its file, so that what was written stays in the file's pages and is read from
-        // there again; no reference into the mapping is held across this call.
+        // there again: no byte changes, also for who holds a reference into the mapping.
         #[cfg(unix)]
         // When the system declines the advice, the pages stay where they are.
         let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };

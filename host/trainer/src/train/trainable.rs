@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use liftplan_engine::optim::{AdamW, BLOCK, Moment, State};
+use liftplan_engine::optim::{AdamW, BLOCK, Moment, Pages, State};
 use liftplan_engine::{Decoder, Param, Weight};
 use safetensors::Dtype;
 
@@ -91,7 +91,14 @@ const UPDATES: &str = "updates";
 
 /// The optimiser's states as tensors named `parameter:first`, `:second`, `:master`, and `:updates`. A moment in 8 bits has its
 /// codes under its name, and the scales of their blocks as `:first_absmax` or `:second_absmax`.
-pub struct OptimizerTensors<'a>(Vec<(TensorSpec, Cow<'a, [u8]>)>);
+pub struct OptimizerTensors<'a>(Vec<StateTensor<'a>>);
+
+/// One of them, and the pages that it lies in.
+struct StateTensor<'a> {
+    spec: TensorSpec,
+    bytes: Cow<'a, [u8]>,
+    pages: Option<&'a dyn Pages>,
+}
 
 impl<'a> OptimizerTensors<'a> {
     /// The states of `optimizer`, borrowed.
@@ -103,33 +110,34 @@ impl<'a> OptimizerTensors<'a> {
     pub fn of_states(states: &'a BTreeMap<String, State>) -> Self {
         let mut tensors = Vec::new();
         for (name, state) in states {
-            let mut push = |part: &str, dtype: Dtype, bytes: Cow<'a, [u8]>| {
+            let mut push = |part: &str, dtype: Dtype, bytes: Cow<'a, [u8]>, pages| {
                 let shape = vec![bytes.len() * 8 / dtype.bitsize()];
-                tensors.push((TensorSpec { name: format!("{name}:{part}"), dtype, shape }, bytes));
+                let spec = TensorSpec { name: format!("{name}:{part}"), dtype, shape };
+                tensors.push(StateTensor { spec, bytes, pages });
             };
             for (part, moment) in [(FIRST, &state.first), (SECOND, &state.second)] {
                 match moment {
-                    Moment::F32(values) => push(part, Dtype::F32, borrowed(values)),
+                    Moment::F32(values) => push(part, Dtype::F32, borrowed(values), values.pages()),
                     Moment::Bits8 { codes, absmax } => {
-                        push(part, Dtype::U8, borrowed(codes));
-                        push(&absmax_of(part), Dtype::F32, borrowed(absmax));
+                        push(part, Dtype::U8, borrowed(codes), codes.pages());
+                        push(&absmax_of(part), Dtype::F32, borrowed(absmax), None);
                     }
                 }
             }
             if let Some(master) = &state.master {
-                push(MASTER, Dtype::F32, borrowed(master));
+                push(MASTER, Dtype::F32, borrowed(master), master.pages());
             }
             let updates = [state.updates as u32, (state.updates >> 32) as u32];
-            push(UPDATES, Dtype::U32, Cow::Owned(bytemuck::cast_slice(&updates).to_vec()));
+            push(UPDATES, Dtype::U32, Cow::Owned(bytemuck::cast_slice(&updates).to_vec()), None);
         }
         Self(tensors)
     }
 
-    /// The states in a checkpoint's file, by parameter.
+    /// Hands the states in a checkpoint's file to `take` one by one, each with its parameter's name.
     ///
     /// # Errors
-    /// When a state is incomplete or of the wrong type.
-    pub fn states(file: &TensorFile) -> Result<BTreeMap<String, State>> {
+    /// When a state is incomplete or of the wrong type, and what `take` says.
+    pub fn each(file: &TensorFile, mut take: impl FnMut(String, State) -> Result<()>) -> Result<()> {
         let damaged = |name: &str| Error::output(format!("{}: `{name}` is damaged", file.path().display()));
         let floats = |name: String| match file.get(&name)?.data {
             TensorData::F32(values) => Ok(values),
@@ -149,7 +157,6 @@ impl<'a> OptimizerTensors<'a> {
                 _ => Err(damaged(&name)),
             }
         };
-        let mut states = BTreeMap::new();
         for name in file.names()? {
             let Some(parameter) = name.strip_suffix(&format!(":{UPDATES}")) else { continue };
             let updates = match file.get(&name)?.data {
@@ -164,9 +171,9 @@ impl<'a> OptimizerTensors<'a> {
                 master: if has_master { Some(floats(master_name)?.into()) } else { None },
                 updates,
             };
-            states.insert(parameter.to_string(), state);
+            take(parameter.to_string(), state)?;
         }
-        Ok(states)
+        Ok(())
     }
 }
 
@@ -180,11 +187,18 @@ fn borrowed<T: bytemuck::Pod>(values: &[T]) -> Cow<'_, [u8]> {
 
 impl TensorSource for OptimizerTensors<'_> {
     fn specs(&self) -> Vec<TensorSpec> {
-        self.0.iter().map(|(spec, _)| spec.clone()).collect()
+        self.0.iter().map(|tensor| tensor.spec.clone()).collect()
     }
 
     fn bytes(&self, index: usize) -> Result<Cow<'_, [u8]>> {
-        let (_, bytes) = self.0.get(index).ok_or_else(|| Error::internal(format!("there is no state {index}")))?;
-        Ok(Cow::Borrowed(bytes))
+        let tensor = self.0.get(index).ok_or_else(|| Error::internal(format!("there is no state {index}")))?;
+        Ok(Cow::Borrowed(&tensor.bytes))
+    }
+
+    /// States in pages leave the memory again, so that a checkpoint needs no more than training does.
+    fn written(&self, index: usize) {
+        if let Some(pages) = self.0.get(index).and_then(|tensor| tensor.pages) {
+            pages.release();
+        }
     }
 }
