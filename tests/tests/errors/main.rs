@@ -167,7 +167,10 @@ fn a_loss_that_is_no_number_stops_before_the_update_and_leaves_a_whole_record() 
     let ran = run(&folder, &["train", "c.toml"]);
     assert_eq!(ran.code, Some(6), "{}", ran.stderr);
     assert!(
-        ran.stderr.contains("error: step 1: the loss is not finite (NaN); nothing was updated\n  help: "),
+        ran.stderr.contains(
+            "error: step 1: the loss is not finite (NaN); nothing was updated\n  help: `model.norm.weight` has numbers \
+             that are not finite: the base model is damaged; fetch or make it again; it was computed on train.jsonl:"
+        ),
         "{}",
         ran.stderr
     );

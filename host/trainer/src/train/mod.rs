@@ -8,6 +8,7 @@ pub mod calibrate;
 pub mod card;
 pub mod forecast;
 pub mod model;
+mod not_finite;
 pub mod schedule;
 pub mod trainable;
 mod card_specs;

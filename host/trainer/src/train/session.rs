@@ -10,7 +10,7 @@ use super::directory::Claimed;
 use super::picks::Picker;
 use super::prepare::Prepared;
 use super::setup::{dealing, largest_pass, on_card, on_processor};
-use super::{RunOptions, Schedule, Stepper, pages};
+use super::{RunOptions, Schedule, Stepper, not_finite, pages};
 use crate::checkpoint::State;
 use crate::config::{Config, Length};
 use crate::data::{self, Dataset, Sampler, SamplerOptions};
@@ -229,7 +229,12 @@ impl<'a> Session<'a> {
         let collate = |micro: &Vec<usize>| data::collate(&micro.iter().map(|&i| &examples[i]).collect::<Vec<_>>());
         let batches: Vec<Batch> = micro_batches.iter().map(collate).collect();
         let lr = self.config.optimizer.lr * self.schedule.factor(self.state.step);
-        let outcome = self.stepper.step(step, &batches, lr)?;
+        let outcome = self.stepper.step(step, &batches, lr).map_err(|error| {
+            match self.stepper.not_finite_in.and_then(|micro| micro_batches.get(micro)) {
+                Some(micro) => not_finite::among(error, micro.iter().map(|&i| &examples[i].source)),
+                None => error,
+            }
+        })?;
         let seconds = started.elapsed().as_secs_f64();
         if self.first_step_s.is_none() {
             self.first_step_s = process::seconds_since_start();

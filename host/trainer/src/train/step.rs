@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::card::Card;
 use super::trainable::{self, OptimizerTensors, Trainable};
-use super::{AdapterNames, Model};
+use super::{AdapterNames, Model, not_finite};
 use crate::checkpoint::{State, Store, TensorFile};
 use crate::config::{Bf16Update, Config};
 use crate::plan::memory::Memory;
@@ -35,6 +35,8 @@ pub struct Stepper {
     max_grad_norm: f64,
     keep: Keep,
     seed: u64,
+    /// The micro-batch, from 0, whose loss was not finite, if the last step ended so and it is known.
+    pub not_finite_in: Option<usize>,
 }
 
 /// What the plan says of a parameter that trains.
@@ -71,6 +73,7 @@ impl Stepper {
             max_grad_norm: config.train.max_grad_norm,
             keep: if config.train.recompute { Keep::Inputs } else { Keep::Activations },
             seed: config.seed,
+            not_finite_in: None,
         }
     }
 
@@ -149,11 +152,18 @@ impl Stepper {
     /// # Errors
     /// When one is damaged or does not fit.
     pub fn load_states(&mut self, file: &TensorFile) -> Result<()> {
-        let states = OptimizerTensors::states(file)?;
-        match &self.card {
-            Some(card) => card.borrow_mut().set_states(states),
-            None => self.optimizer.set_states(states).map_err(|error| Error::output(error.to_string())),
+        if let Some(card) = &self.card {
+            let mut states = BTreeMap::new();
+            OptimizerTensors::each(file, |name, state| {
+                states.insert(name, state);
+                Ok(())
+            })?;
+            return card.borrow_mut().set_states(states);
         }
+        self.optimizer.retain(|_| false);
+        OptimizerTensors::each(file, |name, state| {
+            self.optimizer.set_state(name, state).map_err(|error| Error::output(error.to_string()))
+        })
     }
 
     /// Does step number `step`, from 1, at the learning rate `lr`. Every target token of the step weighs the same,
@@ -173,6 +183,7 @@ impl Stepper {
         let targets: usize = batches.iter().map(Batch::target_count).sum();
         self.decoder.clear_grads();
         let mut loss = LossSum::default();
+        self.not_finite_in = None;
         for (i, batch) in batches.iter().enumerate() {
             let options = StepOptions {
                 grad_scale: 1.0 / targets.max(1) as f32,
@@ -180,7 +191,15 @@ impl Stepper {
                 // A count of its own for each micro-batch, the same after a resume.
                 dropout: Some((self.seed, step << 16 | i as u64)),
             };
-            loss += self.decoder.accumulate(batch, options).map_err(failed)?;
+            loss += self.decoder.accumulate(batch, options).map_err(|error| {
+                let is_not_finite = matches!(error, EngineError::NotFinite { .. });
+                let error = train_error(error, step);
+                if !is_not_finite {
+                    return error;
+                }
+                self.not_finite_in = Some(i);
+                not_finite::by_weights(error, &self.decoder)
+            })?;
         }
         let grad_norm = optim::grad_norm(self.decoder.params()).map_err(failed)?;
         let clip = clip(self.max_grad_norm, grad_norm);
