@@ -206,10 +206,15 @@ pub fn start(config: &Config, inventory: &Inventory, statistics: &dyn Statistics
     make(config, inventory, statistics).map_err(|error| config.locate(error))
 }
 
+/// What a policy may know of the model and of the run that `config` asks for, without statistics.
+pub(crate) fn view<'a>(config: &Config, inventory: &'a Inventory) -> ModelView<'a> {
+    ModelView::new(inventory, config.seed).with_memory_budget(config.vram.map(|bytes| bytes.0))
+}
+
 fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> Result<Started> {
     let (policy, settings) = prepare(config)?;
     let info = policy.describe();
-    let view = ModelView::new(inventory, config.seed).with_statistics(statistics);
+    let view = view(config, inventory).with_statistics(statistics);
     let mut builder = PlanBuilder::new(inventory, storage::rule(config, &view)?);
     policy.make_plan(&settings, &view, &mut builder)?;
     let plan = builder.build(Origin { policy: info.name, version: info.version, settings })?;

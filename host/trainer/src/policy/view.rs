@@ -41,6 +41,11 @@ impl<'a> ModelView<'a> {
         Self { statistics, ..self }
     }
 
+    /// The same view of a run that may use so many bytes of memory.
+    pub fn with_memory_budget(self, bytes: Option<u64>) -> Self {
+        Self { memory_budget: bytes, ..self }
+    }
+
     /// The same view, with what the policy kept at the last pick.
     pub fn with_state(self, state: PolicyState) -> Self {
         Self { state: RefCell::new(state), ..self }

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::hash::hex;
 use crate::model::BaseModel;
 use crate::plan::{Plan, PlanBuilder, Storage, Treatment};
-use crate::policy::{self, ModelView, Moment, Norms, Policy, PolicyState};
+use crate::policy::{self, Moment, Norms, Policy, PolicyState};
 use crate::report::{Observer, PickRecord};
 use crate::stats::ModelStatistics;
 use crate::{Error, Result};
@@ -189,7 +189,7 @@ impl Picker {
         let before = format!("before step {step}");
         let (revised, state, notes) = {
             let statistics = ModelStatistics::new(base, observer);
-            let view = ModelView::new(&base.inventory, config.seed)
+            let view = policy::view(config, &base.inventory)
                 .with_statistics(&statistics)
                 .with_state(from_hex(&self.memory.state)?);
             let plan = &self.memory.plan;
