@@ -4,7 +4,6 @@
     pip install -r tests/golden/requirements.txt
     examples/get-smollm2.sh
     python tests/golden/spectrum/make.py PATH/SmolLM2-135M-Instruct.Q4_1.gguf            # minutes
-    python tests/golden/spectrum/make.py PATH/SmolLM2-135M-Instruct.Q4_1.gguf --time     # only times svdvals, writes nothing
 
 Writes, beside this script:
 
@@ -19,7 +18,6 @@ sigma * sqrt((1 + sqrt(beta))^2), snr = (sum above / sum not above) / largest; t
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -39,27 +37,30 @@ def weights(path):
             yield f"model.layers.{parts[1]}.{ROLES[parts[2]]}.weight", dequantize(tensor.data, tensor.tensor_type)
 
 
+def split(s, shape):
+    """sigma, threshold, and which of the singular values `s` lie above it."""
+    sigma = (np.quantile(s, 0.75) - np.quantile(s, 0.25)) / 1.349
+    threshold = sigma * np.sqrt((1 + np.sqrt(min(shape) / max(shape))) ** 2)
+    return sigma, threshold, s > threshold
+
+
+def snr_of(s, shape):
+    """The ratio of a matrix of this shape with these singular values, largest first."""
+    _, _, above = split(s, shape)
+    return s[above].sum() / s[~above].sum() / s[0]
+
+
 def snr(matrix):
     s = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
-    sigma = (np.quantile(s, 0.75) - np.quantile(s, 0.25)) / 1.349
     n, m = matrix.shape
-    threshold = sigma * np.sqrt((1 + np.sqrt(min(n, m) / max(n, m))) ** 2)
-    above = s > threshold
-    value = s[above].sum() / s[~above].sum() / s[0]
+    sigma, threshold, above = split(s, matrix.shape)
+    value = snr_of(s, matrix.shape)
     numbers = dict(snr=value, sigma=sigma, threshold=threshold, largest=s[0], sum=s.sum())
     return {"shape": [n, m], **{k: float(v) for k, v in numbers.items()}, "above": int(above.sum())}
 
 
 def main():
     path = sys.argv[1]
-    if "--time" in sys.argv:
-        matrices = [matrix for _, matrix in weights(path)]
-        for dtype in (np.float64, np.float32):
-            start = time.perf_counter()
-            for matrix in matrices:
-                np.linalg.svd(matrix.astype(dtype), compute_uv=False)
-            print(f"{len(matrices)} matrices, {dtype.__name__}: {time.perf_counter() - start:.2f} s")
-        return
     found = {name: snr(matrix) for name, matrix in weights(path)}
     found = dict(sorted(found.items(), key=lambda item: (int(item[0].split(".")[2]), item[0])))
     top = {}
