@@ -203,7 +203,9 @@ pub struct OptimizerConfig {
     pub betas: [f64; 2],
     /// Added to the root of the second mean. Default 1e-8.
     pub eps: f64,
-    /// Share of a weight that is taken off it at each step, times the learning rate (decoupled). Default 0.
+    /// Share of a weight that is taken off it at each step, times the learning rate (decoupled). Default 0. It is taken off
+    /// everything that trains, norms and biases too, as PyTorch's AdamW does with what it is given; Hugging Face's trainer
+    /// leaves those out. The runs that this trainer is compared with, number by number, are PyTorch's.
     pub weight_decay: f64,
 }
 

@@ -35,6 +35,7 @@ mod inspect;
 mod load;
 mod process;
 mod table;
+mod values;
 mod wire;
 
 pub use guest::serve;
