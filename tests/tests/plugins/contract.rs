@@ -26,7 +26,7 @@ fn released_versions_have_their_digests() {
         files.sort();
         for file in files {
             let name = file.strip_prefix(wit()).unwrap().display().to_string();
-            digests.push_str(&format!("{}  {name}\n", sha256(&fs::read(&file).unwrap())));
+            digests.push_str(&format!("{}  {name}\n", sha256(fs::read(&file).unwrap())));
         }
     }
     let locked = fs::read_to_string(wit().join("digests.txt")).unwrap();

@@ -62,10 +62,11 @@ mod tests {
     #[test]
     fn memory_grows_with_what_is_touched() {
         let before = resident_bytes().unwrap();
-        let block = vec![1u8; 64 << 20];
+        // Other tests of this process take and give back memory meanwhile, less than half of this.
+        let block = vec![1u8; 256 << 20];
         std::hint::black_box(&block);
         let after = resident_bytes().unwrap();
-        assert!(after >= before + (48 << 20), "{before} → {after}");
+        assert!(after >= before + (128 << 20), "{before} → {after}");
         assert!(peak_bytes().unwrap() >= after);
     }
 
