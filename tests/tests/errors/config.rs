@@ -4,7 +4,7 @@ use crate::Case;
 
 const TRAIN: &[&str] = &["train", "c.toml"];
 
-pub const CASES: [Case; 26] = [
+pub const CASES: [Case; 28] = [
     Case {
         name: "no configuration",
         arrange: |_| {},
@@ -186,6 +186,21 @@ pub const CASES: [Case; 26] = [
         code: 2,
         message: "error: --set train.steps: there is no `=` in it\n  \
                   help: write it as path=value, for example --set train.steps=20",
+    },
+    Case {
+        name: "recomputing asked for where the least memory is shown",
+        arrange: |_| {},
+        arguments: &["plan", "--shape", "qwen3-8b", "--device", "cuda", "--recompute"],
+        code: 2,
+        message: "error: --recompute has no effect with --device cuda: the least memory is what is shown\n  help: leave it out",
+    },
+    Case {
+        name: "override whose text looks like a table",
+        arrange: |_| {},
+        arguments: &["train", "c.toml", "--set", "data.prompt={text}"],
+        code: 2,
+        message: "error: --set data.prompt={text}: the value is not valid TOML\n  \
+                  help: a text that begins with `{` needs quotes, and these the shell's: --set 'data.prompt=\"{text}\"'",
     },
     Case {
         name: "override of what doesn't exist",

@@ -20,7 +20,7 @@ pub struct DataConfig {
     /// Files to evaluate on during training; excludes `validation_split`.
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub validation: Vec<PathBuf>,
-    /// Share of the training rows, in `(0, 1)`, that is held out for validation, chosen by the seed.
+    /// Share of the training rows, in `(0, 1)`, that is held out for validation, chosen by the seed, of each label alike.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_split: Option<f64>,
     /// Files to evaluate on before and after training.

@@ -70,6 +70,12 @@ impl Source {
         let written = toml::from_str::<toml::Table>(&format!("value = {raw}")).ok();
         let parsed = match written.and_then(|mut table| if table.len() == 1 { table.remove("value") } else { None }) {
             Some(value) => value,
+            None if raw.starts_with(['[', '{']) && !raw.contains(['"', '\'']) => {
+                return Err(Error::config(format!("{place}: the value is not valid TOML")).help(format!(
+                    "a text that begins with `{}` needs quotes, and these the shell's: --set '{path}=\"{raw}\"'",
+                    &raw[..1]
+                )));
+            }
             None if raw.starts_with(['"', '\'', '[', '{']) => return Err(wrong("the value is not valid TOML")),
             None => toml::Value::String(raw.to_string()),
         };

@@ -230,6 +230,19 @@ fn a_share_is_held_out_by_the_seed() {
 }
 
 #[test]
+fn a_share_of_every_label_is_held_out() {
+    let rows: String = (0..40).map(|i| format!("line {i},{}\n", if i < 4 { "rare" } else { "usual" })).collect();
+    let mut place = Place::new("a.csv", format!("text,label\n{rows}"));
+    place.config.validation_split = Some(0.25);
+    let splits = place.load().unwrap();
+    let of_label = |data: &super::Dataset, label| data.examples.iter().filter(|e| e.label == Some(label)).count();
+    let held_out = splits.validation.unwrap();
+    assert_eq!(held_out.labels, ["rare", "usual"]);
+    assert_eq!([of_label(&held_out, 0), of_label(&held_out, 1)], [1, 9]);
+    assert_eq!([of_label(&splits.train, 0), of_label(&splits.train, 1)], [3, 27]);
+}
+
+#[test]
 fn several_files_come_in_order_whatever_their_kind() {
     let mut place = Place::new("a.csv", "text\nfirst one\nsecond one\n");
     place.config.train.push(place.file("b.jsonl", "{\"text\": \"third one\"}\n"));

@@ -67,7 +67,7 @@ pub(super) fn splits(loader: &Loader<'_>, seed: u64, observer: &mut dyn Observer
     let mut validation = others(&config.validation)?;
     let test = others(&config.test)?;
     if let Some(share) = config.validation_split {
-        let (rest, held_out) = split(std::mem::take(&mut train.examples), share, seed)?;
+        let (rest, held_out) = split(std::mem::take(&mut train.examples), share, seed, |example| example.label)?;
         train.rows.notes.push(format!("{} of the examples held out for validation", held_out.len()));
         validation = Some(Dataset { examples: held_out, ..train.clone() });
         train.examples = rest;
