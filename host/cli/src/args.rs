@@ -107,6 +107,16 @@ pub struct Scan {
     pub out: Option<PathBuf>,
 }
 
+/// The kinds of device that memory is planned for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
 /// `plan`.
 #[derive(Debug, ClapArgs)]
 pub struct Plan {
@@ -126,9 +136,15 @@ pub struct Plan {
     /// With --shape: the machine's memory, as in 24GiB, to see what fits.
     #[arg(long, value_name = "SIZE", requires = "shape")]
     pub memory: Option<String>,
-    /// With --shape: with train.recompute.
+    /// With --shape: what is to compute, cpu or cuda; then --memory is the GPU's, which need not be here.
+    #[arg(long, value_name = "DEVICE", requires = "shape", value_enum, default_value_t)]
+    pub device: Kind,
+    /// With --shape: with train.recompute; a GPU does so by itself where memory is short.
     #[arg(long, requires = "shape")]
     pub recompute: bool,
+    /// With --shape: with the optimiser's states in 8 bits (adamw8bit).
+    #[arg(long = "8bit-states", requires = "shape")]
+    pub eight_bit_states: bool,
 }
 
 /// `train`.

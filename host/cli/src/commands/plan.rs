@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use liftplan::config::{Config, bytes};
+use liftplan::config::{Config, OptimizerName, bytes};
 use liftplan::model::shapes;
 use liftplan::plan::memory::{self, States, Work};
 use liftplan::plan::{self, fit};
@@ -14,7 +14,7 @@ use liftplan::report::text::memory as amount;
 use liftplan::{Error, model, policy, train};
 
 use super::here;
-use crate::args::Plan;
+use crate::args::{Kind, Plan};
 use crate::output::Output;
 use crate::progress::Progress;
 
@@ -59,7 +59,20 @@ pub fn run(args: &Plan, output: &Output) -> Result<()> {
 fn methods(args: &Plan, shape: &str, output: &Output) -> Result<()> {
     let shape = shapes::find(shape, &here()?)?;
     let available_bytes = args.memory.as_deref().map(bytes::parse).transpose()?;
-    let process_bytes = process::resident_bytes().unwrap_or(0);
-    let found = fit::fit(&shape, fit::Question { available_bytes, process_bytes, recompute: args.recompute })?;
+    let optimizer = if args.eight_bit_states { OptimizerName::Adamw8bit } else { OptimizerName::Adamw };
+    let found = match args.device {
+        Kind::Cuda if args.recompute => {
+            return Err(Error::config(
+                "--recompute has no effect with --device cuda: the least memory is what is shown",
+            )
+            .help("leave it out")
+            .into());
+        }
+        Kind::Cuda => train::fit_on_card(&shape, available_bytes, optimizer)?,
+        Kind::Cpu => {
+            let process_bytes = process::resident_bytes().unwrap_or(0);
+            fit::fit(&shape, fit::Question { available_bytes, process_bytes, recompute: args.recompute, optimizer })?
+        }
+    };
     Ok(output.result(&found, &found)?)
 }

@@ -1,7 +1,8 @@
 //! Which methods fit: the memory that each would take for a model that need not be here, at several lengths.
 //!
-//! In: a shape and a machine's memory. Out: a row a method. Selections by statistics need weights; here every fourth or
-//! second layer of each role stands for them, from the first block on, which is the most that such a selection can take.
+//! In: a shape, a machine's memory, and for each plan an account of what it takes there. Out: a row a method. Selections by
+//! statistics need weights; here every fourth or second layer of each role stands for them, from the first block on, which is the
+//! most that such a selection can take. The processor's account is [`super::memory`]'s; a GPU's is `train::card_fit`'s.
 
 use std::fmt;
 
@@ -10,6 +11,7 @@ use serde::Serialize;
 use super::memory::{Memory, States, Work, predict};
 use super::{AdapterSpec, Origin, Plan, PlanBuilder, Storage, StorageRule, Treatment};
 use crate::Result;
+use crate::config::OptimizerName;
 use crate::model::inventory::{Inventory, Kind, TensorInfo};
 use crate::model::shapes::Shape;
 use crate::report::text::{grouped, memory};
@@ -24,6 +26,8 @@ pub struct Question {
     pub process_bytes: u64,
     /// Whether blocks are computed a second time instead of keeping their activations.
     pub recompute: bool,
+    /// The optimiser.
+    pub optimizer: OptimizerName,
 }
 
 /// What each method takes.
@@ -59,37 +63,54 @@ pub struct MethodFit {
 
 const LENGTHS: [usize; 5] = [512, 2048, 4096, 8192, 16_384];
 /// The rank of adapters; more adds little.
-const RANK: usize = 16;
+pub(crate) const RANK: usize = 16;
 
 /// Answers for a shape, computed in f32 on the CPU.
 ///
 /// # Errors
 /// When no plan can be made for the shape.
 pub fn fit(shape: &Shape, question: Question) -> Result<Fit> {
+    let states = States { optimizer: question.optimizer, master: false };
+    let note = format!(
+        "weights and adapters in f32, nf4 in blocks of 64 with quantised scales; AdamW in {} bits; adapters of rank {RANK}{}",
+        if question.optimizer.is_8bit() { 8 } else { 32 },
+        if question.recompute { "; blocks computed a second time" } else { "" }
+    );
+    answer(shape, question.available_bytes, Storage::F32, note, |plan, tokens| {
+        let work = Work { tokens, targets: tokens, longest: tokens, recompute: question.recompute };
+        Ok(predict(plan, &shape.inventory, &shape.spec, states, work, question.process_bytes))
+    })
+}
+
+/// Answers where a plan's weights are `kept` so if they are not in 4 bits, and `account` says what one sequence of so many tokens
+/// takes.
+///
+/// # Errors
+/// When no plan can be made for the shape, or an account fails.
+pub fn answer(
+    shape: &Shape,
+    available_bytes: Option<u64>,
+    kept: Storage,
+    note: String,
+    account: impl Fn(&Plan, usize) -> Result<Memory>,
+) -> Result<Fit> {
     let mut methods = Vec::new();
-    for (name, plan) in plans(shape)? {
-        let at = |tokens: usize| {
-            let work = Work { tokens, targets: tokens, longest: tokens, recompute: question.recompute };
-            predict(&plan, &shape.inventory, &shape.spec, States::ADAMW, work, question.process_bytes)
-        };
-        let fits = |tokens: usize| question.available_bytes.is_some_and(|available| at(tokens).total() <= available);
+    for (name, plan) in plans(shape, kept)? {
+        let at = |tokens: usize| account(&plan, tokens);
         // In steps of 64 tokens, by halving: memory grows with the tokens.
         let (mut low, mut high) = (0, shape.spec.max_positions / 64 + 1);
-        while high - low > 1 {
+        while let (Some(available), true) = (available_bytes, high - low > 1) {
             let middle = (low + high) / 2;
-            if fits(64 * middle) { low = middle } else { high = middle }
+            if at(64 * middle)?.total() <= available { low = middle } else { high = middle }
         }
         methods.push(MethodFit {
             method: name.to_string(),
             trainable_parameters: plan.summary(&shape.inventory).trainable_parameters,
-            memory: LENGTHS.map(at).to_vec(),
+            memory: LENGTHS.into_iter().map(at).collect::<Result<_>>()?,
             longest_tokens: (low > 0).then_some(64 * low),
         });
     }
-    let mut notes = vec![format!(
-        "weights and adapters in f32, nf4 in blocks of 64 with quantised scales; AdamW in f32; adapters of rank {RANK}{}",
-        if question.recompute { "; blocks computed a second time" } else { "" }
-    )];
+    let mut notes = vec![note];
     if shape.experts.is_some() {
         notes.push(
             "a mixture of experts: this version plans for such models but does not train them; adapters are on the \
@@ -100,15 +121,15 @@ pub fn fit(shape: &Shape, question: Question) -> Result<Fit> {
     Ok(Fit {
         model: shape.name.clone(),
         parameters: shape.inventory.tensors.iter().map(|tensor| tensor.len() as u64).sum(),
-        available_bytes: question.available_bytes,
+        available_bytes,
         lengths: LENGTHS.to_vec(),
         methods,
         notes,
     })
 }
 
-/// The plan of each method.
-fn plans(shape: &Shape) -> Result<Vec<(&'static str, Plan)>> {
+/// The plan of each method; what is not in 4 bits is `kept` so.
+fn plans(shape: &Shape, kept: Storage) -> Result<Vec<(&'static str, Plan)>> {
     let nf4 = Storage::Nf4 { block_size: 64, double_quantization: true };
     let inventory = &shape.inventory;
     let adapted = |info: &TensorInfo| match info.kind == Kind::Linear && !is_of_experts(info) {
@@ -118,12 +139,12 @@ fn plans(shape: &Shape) -> Result<Vec<(&'static str, Plan)>> {
     let everything = |_: &TensorInfo| Treatment::Train;
     let part = |percent: f64| move |info: &TensorInfo| selected(inventory, info, percent);
     Ok(vec![
-        ("lora", plan(inventory, Storage::F32, adapted)?),
-        ("qlora", plan(inventory, nf4, adapted)?),
-        ("spectrum-25", plan(inventory, Storage::F32, part(25.0))?),
-        ("spectrum-50", plan(inventory, Storage::F32, part(50.0))?),
-        ("qspectrum-25", plan(inventory, nf4, part(25.0))?),
-        ("full", plan(inventory, Storage::F32, everything)?),
+        ("lora", plan(inventory, [kept, kept], adapted)?),
+        ("qlora", plan(inventory, [kept, nf4], adapted)?),
+        ("spectrum-25", plan(inventory, [kept, kept], part(25.0))?),
+        ("spectrum-50", plan(inventory, [kept, kept], part(50.0))?),
+        ("qspectrum-25", plan(inventory, [kept, nf4], part(25.0))?),
+        ("full", plan(inventory, [kept, kept], everything)?),
     ])
 }
 
@@ -144,11 +165,15 @@ fn selected(inventory: &Inventory, info: &TensorInfo, percent: f64) -> Treatment
     if chosen { Treatment::Train } else { Treatment::Frozen }
 }
 
-/// A plan that treats each tensor as `treatment` says; frozen linear layers are kept as `frozen`.
-fn plan(inventory: &Inventory, frozen: Storage, treatment: impl Fn(&TensorInfo) -> Treatment) -> Result<Plan> {
+/// A plan that treats each tensor as `treatment` says; frozen linear layers are kept as `frozen`, all else as `kept`.
+fn plan(
+    inventory: &Inventory,
+    [kept, frozen]: [Storage; 2],
+    treatment: impl Fn(&TensorInfo) -> Treatment,
+) -> Result<Plan> {
     let others = inventory.tensors.iter().filter(|info| info.kind != Kind::Linear);
-    let exceptions = others.map(|info| (info.name.clone(), Storage::F32)).collect();
-    let mut builder = PlanBuilder::new(inventory, StorageRule { trained: Storage::F32, frozen, exceptions });
+    let exceptions = others.map(|info| (info.name.clone(), kept)).collect();
+    let mut builder = PlanBuilder::new(inventory, StorageRule { trained: kept, frozen, exceptions });
     for info in &inventory.tensors {
         match treatment(info) {
             Treatment::Frozen => {}

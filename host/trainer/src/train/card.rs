@@ -104,7 +104,7 @@ impl Card {
         trained: Option<(&TensorFile, &BTreeSet<String>)>,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let specs = specs(base, plan)?;
+        let specs = specs(&base.inventory, plan)?;
         let mut builder = builder(context, base, plan, &specs, options)?;
         let mut files = BTreeMap::new();
         let total = specs.len() as u64;
@@ -144,7 +144,7 @@ impl Card {
     /// # Errors
     /// When there is no memory, or the plan asks for what a GPU does not do.
     pub fn laid_out(context: &Context, base: &BaseModel, plan: &Plan, options: CardOptions) -> Result<Self> {
-        let builder = builder(context, base, plan, &specs(base, plan)?, options)?;
+        let builder = builder(context, base, plan, &specs(&base.inventory, plan)?, options)?;
         Ok(Self::of(builder, BTreeMap::new(), 0, options))
     }
 
@@ -215,23 +215,7 @@ impl Card {
             0 => 0,
             _ => self.decoder.needed(batch, &self.decoder.choose_plan(batch)?)?,
         };
-        let account = self.decoder.account(&batch.positions);
-        let of_adapters = |name: &str| name.contains(".lora_");
-        let adapters: usize = self
-            .decoder
-            .trainables()
-            .iter()
-            .filter(|t| of_adapters(&t.name))
-            .map(|trainable| 4 * trainable.len())
-            .sum();
-        Ok(Memory {
-            weights_bytes: account.weights.saturating_sub(adapters) as u64,
-            adapters_bytes: adapters as u64,
-            gradients_bytes: account.gradients as u64,
-            optimizer_bytes: account.states as u64,
-            activations_bytes: activations as u64,
-            process_bytes: account.other as u64,
-        })
+        Ok(by_kind(&self.decoder, batch, activations as u64))
     }
 
     /// The gradients of `batches`, clipped to `max_grad_norm` if that is above 0, and the update. `rate` is the learning rate
@@ -323,6 +307,21 @@ impl Card {
     }
 }
 
+/// What a pass over `batch` with so many bytes of activations takes, the model included, by kind.
+pub(super) fn by_kind(decoder: &cuda::Decoder, batch: &Batch, activations_bytes: u64) -> Memory {
+    let account = decoder.account(&batch.positions);
+    let adapters = decoder.trainables().iter().filter(|trainable| trainable.name.contains(".lora_"));
+    let adapters: usize = adapters.map(|trainable| 4 * trainable.len()).sum();
+    Memory {
+        weights_bytes: account.weights.saturating_sub(adapters) as u64,
+        adapters_bytes: adapters as u64,
+        gradients_bytes: account.gradients as u64,
+        optimizer_bytes: account.states as u64,
+        activations_bytes,
+        process_bytes: account.other as u64,
+    }
+}
+
 /// Memory for the model of `plan`, whose weights are `specs`.
 fn builder(
     context: &Context,
@@ -337,7 +336,7 @@ fn builder(
         masters: options.masters,
         ..Options::default()
     };
-    Builder::new(context, &shape(base), specs, settings).map_err(|error| memory_error(error, "the model", plan))
+    Builder::new(context, &shape(&base.spec), specs, settings).map_err(|error| memory_error(error, "the model", plan))
 }
 
 fn missing(name: &str) -> Error {

@@ -1,11 +1,12 @@
-//! A plan as the GPU engine has it. In: a base model and a plan. Out: what each weight is to the card, and the model's dimensions;
+//! A plan as the GPU engine has it. In: a model's tensors or dimensions, and a plan. Out: what each weight is to the card, and the model's dimensions;
 //! or what a GPU does not do.
 
 use liftplan_engine::cuda::{self, Role, TensorSpec};
 
 use super::AdapterNames;
 use crate::model::BaseModel;
-use crate::model::inventory::{Kind, TensorInfo};
+use crate::model::inventory::{Inventory, Kind, TensorInfo};
+use crate::model::spec::ModelSpec;
 use crate::plan::{Plan, Storage, Treatment};
 use crate::{Error, Result};
 
@@ -14,12 +15,12 @@ use crate::{Error, Result};
 /// # Errors
 /// Names the first tensor with which it can't, and the way out.
 pub fn check(base: &BaseModel, plan: &Plan) -> Result<()> {
-    specs(base, plan).map(|_| ())
+    specs(&base.inventory, plan).map(|_| ())
 }
 
 /// What the model's tensors are to the card, and whether it can do what the plan asks.
-pub(super) fn specs(base: &BaseModel, plan: &Plan) -> Result<Vec<TensorSpec>> {
-    let tensors = base.inventory.tensors.iter().enumerate();
+pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec>> {
+    let tensors = inventory.tensors.iter().enumerate();
     tensors
         .map(|(i, info)| {
             let entry = plan.entries.get(i).filter(|entry| entry.tensor == info.name).ok_or_else(|| {
@@ -100,8 +101,7 @@ fn role(info: &TensorInfo) -> Option<Role> {
 }
 
 /// The model's dimensions.
-pub(super) fn shape(base: &BaseModel) -> cuda::ModelShape {
-    let spec = &base.spec;
+pub(super) fn shape(spec: &ModelSpec) -> cuda::ModelShape {
     cuda::ModelShape {
         vocab: spec.vocab,
         hidden: spec.hidden,

@@ -6,6 +6,7 @@
 pub mod build;
 pub mod calibrate;
 pub mod card;
+pub mod card_fit;
 pub mod forecast;
 pub mod model;
 mod not_finite;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use build::{AdapterNames, build};
+pub use card_fit::fit_on_card;
 pub use model::Model;
 pub use prepare::{Reopened, open_model, plan, reopen, reopen_over_original};
 pub use schedule::Schedule;
