@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use liftplan::report::Silent;
 use liftplan_tests::command::{Ran, command, liftplan};
 use liftplan_tests::golden;
 use serde_json::Value;
@@ -121,6 +122,7 @@ fn what_a_comparison_finds_and_what_it_never_does_again() {
 
     let found = report(folder.path());
     assert_eq!((&found["schema"], &found["version"]), (&"liftplan-compare".into(), &1.into()));
+    assert_eq!(found["setup"]["devices"], serde_json::json!(["cpu"]));
     let names: Vec<&str> =
         found["methods"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
     assert_eq!(names[0], "LoRA");
@@ -340,19 +342,59 @@ fn several_at_a_time_find_the_same() {
     assert_eq!(scores("1"), scores("3"));
 }
 
+/// Every example loads, asks for the runs that its header promises, and makes a plan for each method: nothing trains.
 #[test]
-fn every_example_is_a_comparison() {
+fn every_example_is_a_comparison_whose_methods_plan() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/compare");
-    let mut loaded = 0;
-    for entry in fs::read_dir(examples).unwrap().flatten() {
-        // The plugin is built first, by the command that the example names.
-        let built = |error: &liftplan::Error| !error.message().contains("`policy.plugin`");
-        if let Err(error) = liftplan::compare::Comparison::load(&entry.path(), &[])
-            && built(&error)
-        {
-            panic!("{}: {error}", entry.path().display());
+    // Methods, learning rates of each, seeds.
+    let expected: BTreeMap<&str, [usize; 3]> = BTreeMap::from([
+        ("choosing", [4, 1, 1]),
+        ("hybrid", [4, 2, 2]),
+        ("methods-notes", [6, 3, 3]),
+        ("methods-smollm2", [6, 3, 3]),
+        ("methods-tickets", [6, 3, 3]),
+        ("notes", [4, 2, 3]),
+        ("own-plugin", [3, 2, 3]),
+        ("quick", [3, 2, 3]),
+        ("tickets", [4, 2, 5]),
+    ]);
+    let mut loaded = BTreeMap::new();
+    let paths: Vec<_> = fs::read_dir(examples).unwrap().flatten().map(|entry| entry.path()).collect();
+    for path in paths {
+        let (Some(name), Some("toml")) = (path.file_stem(), path.extension().and_then(|e| e.to_str())) else {
+            continue;
+        };
+        let name = name.to_str().unwrap().to_string();
+        let comparison = match liftplan::compare::Comparison::load(&path, &[]) {
+            Ok(comparison) => comparison,
+            // The plugin is built first, by the command that the example names; here its kept copy stands for it.
+            Err(error) if error.message().contains("`policy.plugin`") => {
+                let built = golden::folder().join("../fixtures/plugins/badam.wasm");
+                let text = fs::read_to_string(&path).unwrap();
+                let text = text.replace("../../plugins/target/plugins/badam.wasm", built.to_str().unwrap());
+                let copy = path.with_file_name(format!(".{name}-{}.toml", std::process::id()));
+                fs::write(&copy, text).unwrap();
+                let comparison = liftplan::compare::Comparison::load(&copy, &[]);
+                fs::remove_file(copy).unwrap();
+                comparison.unwrap()
+            }
+            Err(error) => panic!("{}: {error}", path.display()),
+        };
+        let shared: Vec<_> = comparison.methods.iter().map(|m| (&m.config.data, &m.config.train.steps)).collect();
+        assert!(shared.windows(2).all(|pair| pair[0] == pair[1]), "{name}: data and budget differ between methods");
+        for method in &comparison.methods {
+            let config = method.run(method.learning_rates[0], comparison.seeds[0]);
+            // Those over SmolLM2 plan where somebody has fetched it.
+            if !Path::new(&config.model).exists() {
+                continue;
+            }
+            let base = liftplan::model::open(&config.model, Path::new(""), &mut Silent).unwrap();
+            let plan = liftplan::train::plan(&config, &base, &mut Silent);
+            let plan = plan.unwrap_or_else(|error| panic!("{name}, {}: {error}", method.name));
+            assert!(plan.summary(&base.inventory).trainable_parameters > 0, "{name}, {}", method.name);
         }
-        loaded += 1;
+        let rates = comparison.methods[0].learning_rates.len();
+        loaded.insert(name, [comparison.methods.len(), rates, comparison.seeds.len()]);
     }
-    assert!(loaded >= 5, "{loaded}");
+    assert_eq!(loaded, expected.into_iter().map(|(name, counts)| (name.to_string(), counts)).collect());
 }

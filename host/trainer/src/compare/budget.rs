@@ -4,14 +4,21 @@
 //! turned into steps by counting the tokens of the steps to come, which are the same for every method. A budget of
 //! wall time is turned into steps by a probe: a few steps of each method, timed.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::grid::Planned;
+use super::site::Site;
+use super::stats;
 use crate::config::{Config, Length, bytes};
-use crate::data::{Dataset, Dealing, Sampler, SamplerOptions};
+use crate::data::{self, Dataset, Dealing, Sampler, SamplerOptions};
+use crate::report::metrics::{self, Record};
+use crate::report::{Event, Observer};
 use crate::{Error, Result};
 
 /// Steps that a probe does: the first ones warm up, the others are timed.
-pub const PROBE_STEPS: u64 = 6;
+const PROBE_STEPS: u64 = 6;
 
 /// A comparison's budget.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -122,6 +129,61 @@ pub fn in_words(length: BudgetLength, config: &Config) -> String {
         (BudgetLength::Tokens(tokens), _) => format!("{} tokens", crate::report::text::grouped(tokens)),
         (BudgetLength::Seconds(seconds), _) => format!("{} of training", crate::report::text::duration(seconds)),
     }
+}
+
+/// The steps of each method's runs by seed, where the budget is not in steps.
+pub(super) fn lengths(
+    site: &Site<'_>,
+    methods: &mut [Planned],
+    observer: &mut dyn Observer,
+) -> Result<BTreeMap<(usize, u64), u64>> {
+    let seeds = &site.comparison.seeds;
+    let mut lengths = BTreeMap::new();
+    match site.comparison.budget.length {
+        BudgetLength::AsConfigured | BudgetLength::Steps(_) => {}
+        BudgetLength::Tokens(tokens) => {
+            observer.on(&Event::Phase("counting the tokens of the steps"));
+            for seed in seeds {
+                let config = methods[0].0.run(1.0, *seed);
+                let data = data::load_splits(&config.data, *seed, &site.base, observer)?;
+                let steps = steps_for_tokens(&config, &data.train, tokens)?;
+                lengths.extend((0..methods.len()).map(|i| ((i, *seed), steps)));
+            }
+        }
+        BudgetLength::Seconds(seconds) => {
+            observer.on(&Event::Phase("timing a few steps of each method"));
+            for (i, (method, cost)) in methods.iter_mut().enumerate() {
+                if matches!(cost, Some(Err(_))) {
+                    continue;
+                }
+                let mut config = method.run(method.config.optimizer.lr, seeds.first().copied().unwrap_or(0));
+                set_steps(&mut config, PROBE_STEPS);
+                config.schedule.warmup_steps = None;
+                config.train.eval_every = None;
+                config.train.early_stopping = None;
+                config.train.checkpoint_every = None;
+                let (cell, ended) = site.train("probe", &format!("probe {}", method.name), &config)?;
+                if let Err(failure) = ended {
+                    *cost = Some(Err(failure));
+                    continue;
+                }
+                let step_s = later_step_s(&metrics::read(&cell.dir.join("run/metrics.jsonl"))?);
+                let steps = steps_for_seconds(seconds, step_s);
+                lengths.extend(seeds.iter().map(|seed| ((i, *seed), steps)));
+            }
+        }
+    }
+    Ok(lengths)
+}
+
+/// The median time of a step, the first one left out if there are others.
+pub fn later_step_s(records: &[Record]) -> f64 {
+    let seconds = |record: &Record| match record {
+        Record::Step(step) => Some(step.tokens as f64 / step.tokens_per_s.max(1e-9)),
+        Record::Eval(_) | Record::Pick(_) => None,
+    };
+    let all: Vec<f64> = records.iter().filter_map(seconds).collect();
+    stats::median(if all.len() > 1 { &all[1..] } else { &all })
 }
 
 #[cfg(test)]

@@ -95,7 +95,9 @@ fn why(status: ExitStatus, log: &str) -> Failure {
     let said = log.rfind("error: ").map_or("", |at| &log[at + "error: ".len()..]);
     let said = said.lines().next().unwrap_or_default().trim();
     let lower = log.to_lowercase();
-    let lacked = ["out of memory", "out_of_memory", "memory allocation of"].iter().any(|words| lower.contains(words));
+    let lacked = ["out of memory", "out of gpu memory", "out_of_memory", "memory allocation of"]
+        .iter()
+        .any(|words| lower.contains(words));
     let last = log.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     let reason = match (signal(status), said) {
         (Some(9), _) => "killed by the system, most likely for want of memory".to_string(),
@@ -184,6 +186,10 @@ mod tests {
         assert!(failure("kill -9 $$").out_of_memory);
         let card = failure("echo 'error: step 1: CUDA_ERROR_OUT_OF_MEMORY' >&2; exit 6");
         assert!(card.out_of_memory && card.reason.starts_with("step 1"), "{card:?}");
+        assert!(
+            failure("echo 'error: training does not fit on the card: out of GPU memory: 9 GiB' >&2; exit 6")
+                .out_of_memory
+        );
         // A shell holds more than 100 kB.
         let End::Failed(held) = shell("sleep 20", Some(100_000), &AtomicBool::new(false)) else { panic!() };
         assert!(held.out_of_memory && held.reason.contains("the budget is 97.7 KiB"), "{held:?}");

@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::budget::{Budget, WrittenBudget};
-use super::score::{Score, WrittenScore};
+use super::score::Score;
+use super::written::{OnOrLatency, Written, WrittenMethod, every_setting};
 use crate::config::layers::Layer;
 use crate::config::{Config, Places, settings, suggest};
 use crate::{Error, Result, policy};
@@ -102,50 +103,6 @@ impl Default for Latency {
     fn default() -> Self {
         Self { prompt_tokens: 64, new_tokens: 32, repeats: 5 }
     }
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Written {
-    title: Option<String>,
-    out: Option<PathBuf>,
-    base: Option<PathBuf>,
-    run: Map<String, Value>,
-    method: Vec<Value>,
-    baseline: Option<String>,
-    search: WrittenSearch,
-    budget: WrittenBudget,
-    score: WrittenScore,
-    forgetting: Option<Forgetting>,
-    controls: Option<bool>,
-    latency: Option<OnOrLatency>,
-    jobs: Option<usize>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct WrittenSearch {
-    learning_rates: Option<Vec<f64>>,
-    seeds: Option<Vec<u64>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct WrittenMethod {
-    name: Option<String>,
-    learning_rates: Option<Vec<f64>>,
-    policy: Option<Map<String, Value>>,
-    storage: Option<Map<String, Value>>,
-    train: Option<Map<String, Value>>,
-    optimizer: Option<Map<String, Value>>,
-    schedule: Option<Map<String, Value>>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OnOrLatency {
-    On(bool),
-    Settings(Map<String, Value>),
 }
 
 /// What belongs to the comparison as a whole, and what says so instead, by the setting's path.
@@ -390,17 +347,4 @@ fn baseline(written: Option<String>, methods: &[Method]) -> Result<String> {
             })
         }
     }
-}
-
-/// The full paths of all settings, for keys written in the wrong section.
-fn every_setting() -> Vec<String> {
-    let sections = [
-        ("", settings::names::<Written>()),
-        ("search", settings::names::<WrittenSearch>()),
-        ("budget", settings::names::<WrittenBudget>()),
-        ("score", settings::names::<WrittenScore>()),
-        ("forgetting", settings::names::<Forgetting>()),
-    ];
-    let path = |section: &str, name: String| if section.is_empty() { name } else { format!("{section}.{name}") };
-    sections.into_iter().flat_map(|(section, names)| names.into_iter().map(move |name| path(section, name))).collect()
 }

@@ -1,19 +1,16 @@
 //! The stages of a comparison: plans, controls, runs, the choice of learning rates, the test.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::agreement::is_selection;
-use super::budget::{self, BudgetLength, PROBE_STEPS};
+use super::budget;
 use super::config::Method;
 use super::job::{Judgement, PlanCost, Split};
 use super::site::Site;
 use super::store::{Cell, Failure};
 use super::{queue, stats};
 use crate::config::{Config, PolicyConfig};
-use crate::data;
 use crate::plan::{self, Plan};
 use crate::report::metrics::Record;
 use crate::report::{CellProgress, Event, Observer, Summary, metrics};
@@ -71,12 +68,15 @@ pub struct Trained {
 }
 
 /// The mean validation score of a learning rate.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
     /// The learning rate.
     pub lr: f64,
     /// The mean over the seeds; none where a run failed, or nothing was to choose.
     pub validation: Option<f64>,
+    /// Why a run with it failed, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 impl MethodResults {
@@ -91,7 +91,12 @@ impl MethodResults {
         let tried = |(i, lr): (usize, &f64)| {
             let scores: Option<Vec<f64>> =
                 self.runs_of(i).map(|run| run.outcome.as_ref().ok().and_then(|trained| trained.validation)).collect();
-            Tried { lr: *lr, validation: scores.filter(|scores| !scores.is_empty()).map(|scores| stats::mean(&scores)) }
+            let failed = self.runs_of(i).find_map(|run| run.outcome.as_ref().err());
+            Tried {
+                lr: *lr,
+                validation: scores.filter(|scores| !scores.is_empty()).map(|scores| stats::mean(&scores)),
+                failed: failed.map(|failure| failure.reason.clone()),
+            }
         };
         self.method.learning_rates.iter().enumerate().map(tried).collect()
     }
@@ -110,7 +115,7 @@ impl MethodResults {
 }
 
 /// A method, and what making its plan took; none for a control.
-type Planned = (Method, Option<std::result::Result<PlanCost, Failure>>);
+pub(super) type Planned = (Method, Option<std::result::Result<PlanCost, Failure>>);
 
 /// A line of the progress: what goes on, how far it is, and the best so far.
 struct Meter<'a> {
@@ -157,7 +162,7 @@ pub fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Results> {
         methods.extend(control.map(|control| (control, None)));
     }
 
-    let lengths = lengths(site, &mut methods, observer)?;
+    let lengths = budget::lengths(site, &mut methods, observer)?;
     let mut wanted: Vec<(usize, f64, u64)> = Vec::new();
     for (i, (method, cost)) in methods.iter().enumerate() {
         if !matches!(cost, Some(Err(_))) {
@@ -367,59 +372,4 @@ fn control(site: &Site<'_>, method: &Method, cell: &Cell) -> Result<Option<Metho
         learning_rates: method.learning_rates.clone(),
         control_of: Some(method.name.clone()),
     }))
-}
-
-/// The steps of each method's runs by seed, where the budget is not in steps.
-fn lengths(
-    site: &Site<'_>,
-    methods: &mut [Planned],
-    observer: &mut dyn Observer,
-) -> Result<BTreeMap<(usize, u64), u64>> {
-    let seeds = &site.comparison.seeds;
-    let mut lengths = BTreeMap::new();
-    match site.comparison.budget.length {
-        BudgetLength::AsConfigured | BudgetLength::Steps(_) => {}
-        BudgetLength::Tokens(tokens) => {
-            observer.on(&Event::Phase("counting the tokens of the steps"));
-            for seed in seeds {
-                let config = methods[0].0.run(1.0, *seed);
-                let data = data::load_splits(&config.data, *seed, &site.base, observer)?;
-                let steps = budget::steps_for_tokens(&config, &data.train, tokens)?;
-                lengths.extend((0..methods.len()).map(|i| ((i, *seed), steps)));
-            }
-        }
-        BudgetLength::Seconds(seconds) => {
-            observer.on(&Event::Phase("timing a few steps of each method"));
-            for (i, (method, cost)) in methods.iter_mut().enumerate() {
-                if matches!(cost, Some(Err(_))) {
-                    continue;
-                }
-                let mut config = method.run(method.config.optimizer.lr, seeds.first().copied().unwrap_or(0));
-                budget::set_steps(&mut config, PROBE_STEPS);
-                config.schedule.warmup_steps = None;
-                config.train.eval_every = None;
-                config.train.early_stopping = None;
-                config.train.checkpoint_every = None;
-                let (cell, ended) = site.train("probe", &format!("probe {}", method.name), &config)?;
-                if let Err(failure) = ended {
-                    *cost = Some(Err(failure));
-                    continue;
-                }
-                let step_s = later_step_s(&metrics::read(&cell.dir.join("run/metrics.jsonl"))?);
-                let steps = budget::steps_for_seconds(seconds, step_s);
-                lengths.extend(seeds.iter().map(|seed| ((i, *seed), steps)));
-            }
-        }
-    }
-    Ok(lengths)
-}
-
-/// The median time of a step, the first one left out if there are others.
-pub fn later_step_s(records: &[Record]) -> f64 {
-    let seconds = |record: &Record| match record {
-        Record::Step(step) => Some(step.tokens as f64 / step.tokens_per_s.max(1e-9)),
-        Record::Eval(_) | Record::Pick(_) => None,
-    };
-    let all: Vec<f64> = records.iter().filter_map(seconds).collect();
-    stats::median(if all.len() > 1 { &all[1..] } else { &all })
 }

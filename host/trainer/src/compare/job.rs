@@ -9,7 +9,6 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use liftplan_engine::Decoder;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Forgetting, Latency};
@@ -22,7 +21,7 @@ use crate::files::{output_error, write_atomically};
 use crate::model::{self, BaseModel};
 use crate::plan::{self, Treatment};
 use crate::report::{Event, Observer, process};
-use crate::train::{self, Reopened, open_model, reopen};
+use crate::train::{self, Model, Reopened, open_model, reopen};
 use crate::{Error, Result, policy};
 
 /// A job of a child process.
@@ -187,7 +186,7 @@ fn judge(job: &JudgeJob, observer: &mut dyn Observer) -> Result<Judgement> {
     let config = Config::load(&job.config, &[])?;
     let model = match &job.run {
         Some(run) => reopen(run, None, None, observer)?,
-        None => open_model(&config.model, Path::new(""), None, observer)?,
+        None => open_model(&config.model, Path::new(""), Some(config.device), observer)?,
     };
     let splits = data::load_splits(&config.data, config.seed, &model.base, observer)?;
     let data = match job.split {
@@ -216,7 +215,7 @@ fn judge(job: &JudgeJob, observer: &mut dyn Observer) -> Result<Judgement> {
     };
     let (latency, deployed) = match (&job.run, job.latency) {
         (Some(run), latency) => deployment(run, model, latency.map(|latency| (latency, prompt(latency))), observer)?,
-        (None, Some(latency)) => (vec![time(&model.decoder, "weights", latency, &prompt(latency))?], None),
+        (None, Some(latency)) => (vec![time(model.model(), "weights", latency, &prompt(latency))?], None),
         (None, None) => (Vec::new(), None),
     };
     Ok(Judgement {
@@ -314,15 +313,16 @@ fn deployment(
     if let Some((latency, prompt)) = latency {
         observer.on(&Event::Phase("timing the result"));
         let form = if adapters > 0 { "adapter" } else { "weights" };
-        timings.push(time(&model.decoder, form, latency, &prompt)?);
+        timings.push(time(model.model(), form, latency, &prompt)?);
         if adapters > 0 {
-            // One model in memory at a time.
+            // One model in memory at a time, on the same device.
+            let device = model.config.as_ref().map(|config| config.device);
             drop(model);
             let merged = run.with_file_name("merged");
             let options = export::Options { force: true, ..export::Options::default() };
             let result = export::export(run, None, export::Format::Hf, &merged, &options, observer)
-                .and_then(|_| open_model(&merged.display().to_string(), Path::new(""), None, observer))
-                .and_then(|model| time(&model.decoder, "merged", latency, &prompt));
+                .and_then(|_| open_model(&merged.display().to_string(), Path::new(""), device, observer))
+                .and_then(|model| time(model.model(), "merged", latency, &prompt));
             // The merged model was made to be timed, and its size is known.
             let _ = std::fs::remove_dir_all(&merged);
             timings.push(result?);
@@ -332,19 +332,19 @@ fn deployment(
 }
 
 /// Medians over the repeats of the time to the first token after `tokens`' prompt, and of the time a token after that.
-fn time(decoder: &Decoder, form: &str, latency: Latency, tokens: &[u32]) -> Result<Timing> {
+fn time(model: Model<'_>, form: &str, latency: Latency, tokens: &[u32]) -> Result<Timing> {
     let failed = |error: liftplan_engine::EngineError| Error::train(format!("timing: {error}"));
     let (prompt, rest) =
         tokens.split_at(latency.prompt_tokens.min(tokens.len().saturating_sub(1)).max(1).min(tokens.len()));
     let (mut first, mut next) = (Vec::new(), Vec::new());
     for _ in 0..latency.repeats {
-        let mut cache = decoder.cache();
+        let mut cache = model.cache();
         let started = Instant::now();
-        decoder.extend(&mut cache, prompt, true).map_err(failed)?;
+        model.extend(&mut cache, prompt, true).map_err(failed)?;
         first.push(started.elapsed().as_secs_f64());
         for id in rest {
             let started = Instant::now();
-            decoder.extend(&mut cache, &[*id], true).map_err(failed)?;
+            model.extend(&mut cache, &[*id], true).map_err(failed)?;
             next.push(started.elapsed().as_secs_f64());
         }
     }

@@ -22,6 +22,7 @@ pub mod stats;
 pub mod store;
 mod queue;
 mod site;
+mod written;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use liftplan_engine::cuda;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use super::config::{Comparison, Method};
 use super::job::{Job, JudgeJob, Judgement, PlanCost, Split};
 use super::queue::stopped;
 use super::store::{Cell, Ended, Failure, Inputs, Store};
-use crate::config::Config;
+use crate::config::{Bytes, Config, Device};
 use crate::files::{output_error, write_atomically};
 use crate::model::BaseModel;
 use crate::{Error, Result, policy};
@@ -31,6 +32,11 @@ pub struct Site<'a> {
 
 impl<'a> Site<'a> {
     pub fn new(comparison: &'a Comparison, options: &'a Options, store: Store, base: BaseModel) -> Result<Self> {
+        let on_gpu = comparison.methods.iter().any(|method| uses_gpu(&method.config));
+        if comparison.budget.memory_bytes.is_some() && comparison.jobs > 1 && on_gpu {
+            return Err(Error::config(format!("`jobs` is {}, and `budget.memory` is one card's", comparison.jobs))
+                .help("set jobs to 1: runs that share a card take from each other what each of them may have"));
+        }
         let executable_hash = store.file_hash(&options.executable)?;
         Ok(Self { comparison, options, store, base, executable_hash })
     }
@@ -143,8 +149,14 @@ impl<'a> Site<'a> {
     /// Trains. The test data are not among what the process is told of. What was interrupted goes on from its
     /// checkpoint.
     pub fn train(&self, kind: &str, name: &str, config: &Config) -> Result<(Cell, Result<(), Failure>)> {
-        let config = without_test(config);
+        let mut config = without_test(config);
         let limit = self.comparison.budget.memory_bytes;
+        let on_gpu = uses_gpu(&config);
+        if let (Some(limit), true) = (limit, on_gpu) {
+            // A card of that size, as far as the run can tell; what it cannot have it refuses before it loads anything.
+            config.vram = Some(Bytes(config.vram.map_or(limit, |vram| vram.0.min(limit))));
+        }
+        let config = config;
         let cell = self.store.cell(name, self.inputs(kind, &config, json!({ "memory": limit }))?);
         let run = cell.dir.join("run");
         let ended = self.run_cell(&cell, || {
@@ -160,7 +172,7 @@ impl<'a> Site<'a> {
                 std::fs::remove_dir_all(&run).map_err(|error| output_error("remove", &run, &error))?;
             }
             let mut child = self.child(&cell, arguments);
-            child.memory_limit = limit;
+            child.memory_limit = limit.filter(|_| !on_gpu);
             Ok(child)
         })?;
         Ok((
@@ -218,6 +230,15 @@ impl<'a> Site<'a> {
         }));
         let judgement = self.job(&cell, &job, &result, true)?;
         Ok((cell, judgement))
+    }
+}
+
+/// Whether runs with this configuration are for a GPU: it is asked for, or there is one.
+fn uses_gpu(config: &Config) -> bool {
+    match config.device {
+        Device::Cpu => false,
+        Device::Cuda(_) => true,
+        Device::Auto => cuda::context::devices().is_ok_and(|count| count > 0),
     }
 }
 

@@ -7,7 +7,7 @@ mod row;
 mod text;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,9 @@ pub struct Setup {
     pub executable: String,
     /// The machine.
     pub machine: Machine,
+    /// What the runs computed on, each once: `cpu`, or a GPU with its name. Nothing in reports of older versions.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// The comparison's configuration, as written.
     pub configuration: String,
 }
@@ -331,8 +334,19 @@ fn setup(site: &Site<'_>, results: &Results) -> Result<Setup> {
         versions: crate::report::summary::versions(),
         executable: site.executable_hash().to_string(),
         machine: Machine::here(),
+        devices: devices(results),
         configuration: comparison.text.clone(),
     })
+}
+
+/// What the runs computed on, without what changes from run to run.
+fn devices(results: &Results) -> Vec<String> {
+    let runs = results.methods.iter().flat_map(|method| &method.runs);
+    let of_runs = runs.filter_map(|run| run.outcome.as_ref().ok()).map(|trained| {
+        let parts: Vec<&str> = trained.summary.device.split(", ").collect();
+        if trained.summary.device.starts_with("cpu") { "cpu".into() } else { parts[..parts.len().min(2)].join(", ") }
+    });
+    of_runs.filter(|device: &String| !device.is_empty()).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The overlap of what the methods chose, over seeds. Methods that adapt or train every layer are among them: their

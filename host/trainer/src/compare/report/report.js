@@ -2,6 +2,7 @@
 
 const { setup, base } = DATA;
 const rows = DATA.methods;
+const gpus = (setup.devices ?? []).filter((device) => device !== "cpu");
 const scored = rows.filter((row) => row.score !== null && row.status === "ok");
 const plural = (n, what) => (n === 1 ? `one ${what}` : `${n} ${what}s`);
 const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
@@ -14,7 +15,7 @@ function head() {
     h("dl", { class: "facts" },
       fact("model", setup.model.split("/").slice(-2).join("/")), fact("parameters", compact(setup.parameters)), fact("task", setup.task),
       fact("score", `${setup.score}, ${setup.better} is better`), fact("training", setup.budget + (setup.memory_budget_bytes ? `, at most ${bytes(setup.memory_budget_bytes)}` : "")),
-      fact("search", plural(setup.seeds.length, "seed") + rates), fact("machine", setup.machine.cpu ?? setup.machine.platform), fact("made", DATA.made.slice(0, 10))));
+      fact("search", plural(setup.seeds.length, "seed") + rates), fact("machine", gpus.length ? gpus.join("; ") : setup.machine.cpu ?? setup.machine.platform), fact("made", DATA.made.slice(0, 10))));
 }
 
 function said() {
@@ -154,7 +155,7 @@ function repeat() {
   const pair = ([name, value]) => [h("dt", {}, name), h("dd", {}, h("code", {}, value))];
   const files = Object.entries(setup.data).flatMap(([split, list]) => list.map(([file, hash]) => [split, `${file}  ${hash}`]));
   const machine = `${setup.machine.platform}, ${setup.machine.cpu ?? "processor unknown"}, ${setup.machine.threads} threads, ${or(setup.machine.memory_bytes, bytes)}`;
-  const facts = [...Object.entries(setup.versions), ["program", setup.executable], ["model", setup.model], ["its weights", setup.model_hash], ...files, ["machine", machine], ["seeds", setup.seeds.join(", ")], ["runs at once", String(setup.jobs)], ["made", DATA.made]];
+  const facts = [...Object.entries(setup.versions), ["program", setup.executable], ["model", setup.model], ["its weights", setup.model_hash], ...files, ["machine", machine], ...gpus.map((gpu) => ["computed on", gpu]), ["seeds", setup.seeds.join(", ")], ["runs at once", String(setup.jobs)], ["made", DATA.made]];
   const runs = rows.filter((row) => row.seeds.length > 0);
   return [h("h2", {}, "To repeat it"),
     h("details", {}, h("summary", {}, "Versions, hashes, machine"), h("div", {}, h("dl", { class: "plain" }, facts.map(pair)))),

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::super::agreement::layer_map;
-use super::super::grid::{MethodResults, Results, Trained, later_step_s};
+use super::super::budget::later_step_s;
+use super::super::grid::{MethodResults, Results, Trained};
 use super::super::job::OutputLine;
 use super::super::score::Better;
 use super::super::site::Site;

@@ -97,6 +97,29 @@ fn methods_without_a_score_are_said_to_have_none() {
 }
 
 #[test]
+fn a_learning_rate_that_could_not_be_chosen_is_said() {
+    let mut short = row("B", 0.9, 0, 0.0);
+    short["tried"] =
+        json!([{ "lr": 0.001, "validation": 0.5 }, { "lr": 0.01, "validation": null, "failed": "step 3: gone" }]);
+    short["lr"] = 0.001.into();
+    let report = report(vec![row("A", 0.5, 1, 1.0), short]);
+    let cautions = said(&report, StatementKind::Caution);
+    assert_eq!(
+        cautions[0],
+        "B could not be chosen with learning rate 1e-2, of which a run failed (step 3: gone): its search was shorter than the \
+         others'. `--retry` runs it again."
+    );
+}
+
+#[test]
+fn what_computed_is_the_gpu_where_there_was_one() {
+    let mut found = report(vec![row("A", 0.5, 1, 1.0)]);
+    assert!(markdown(&found).contains("; p.\n"), "{}", markdown(&found));
+    found.setup.devices = vec!["cpu".into(), "cuda:0, NVIDIA H200".into()];
+    assert!(markdown(&found).contains("; cuda:0, NVIDIA H200.\n"), "{}", markdown(&found));
+}
+
+#[test]
 fn the_frontier_is_what_no_other_beats() {
     let report = report(vec![
         row("small", 0.7, 10, 40.0),

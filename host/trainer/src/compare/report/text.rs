@@ -159,7 +159,7 @@ pub fn markdown(report: &Report) -> String {
         plain(&setup.budget),
         count(setup.seeds.len(), "seed"),
         count(setup.learning_rates, "learning rate"),
-        plain(&setup.machine.cpu.clone().unwrap_or_else(|| setup.machine.platform.clone()))
+        plain(&machine(setup))
     );
     let line = |row: &[String]| format!("| {} |\n", row.iter().map(|cell| plain(cell)).collect::<Vec<_>>().join(" | "));
     out.push_str(&line(&titles));
@@ -204,4 +204,13 @@ fn count(n: usize, what: &str) -> String {
 
 fn longest_run(text: &str, wanted: char) -> usize {
     text.split(|c| c != wanted).map(str::len).max().unwrap_or(0)
+}
+
+/// What computed: the GPUs if there were any, else the processor.
+fn machine(setup: &super::Setup) -> String {
+    let gpus: Vec<&str> = setup.devices.iter().map(String::as_str).filter(|device| *device != "cpu").collect();
+    match gpus[..] {
+        [] => setup.machine.cpu.clone().unwrap_or_else(|| setup.machine.platform.clone()),
+        _ => gpus.join("; "),
+    }
 }

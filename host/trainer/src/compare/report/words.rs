@@ -230,6 +230,17 @@ fn cautions(report: &Report, said: &mut Vec<Statement>) {
         let reason = row.reason.as_deref().unwrap_or("for reasons unknown");
         say(said, StatementKind::Caution, format!("{} {what}: {reason}.", row.name));
     }
+    for row in report.methods.iter().filter(|row| row.status == Status::Ok) {
+        for tried in &row.tried {
+            let Some(reason) = &tried.failed else { continue };
+            let text = format!(
+                "{} could not be chosen with learning rate {:e}, of which a run failed ({reason}): its search was shorter than \
+                 the others'. `--retry` runs it again.",
+                row.name, tried.lr
+            );
+            say(said, StatementKind::Caution, text);
+        }
+    }
     let (mut low, mut high) = (Vec::new(), Vec::new());
     for row in report.methods.iter().filter(|row| row.tried.len() > 1) {
         let Some(lr) = row.lr else { continue };

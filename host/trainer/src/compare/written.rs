@@ -1,0 +1,68 @@
+//! A comparison's configuration as it is written: TOML in, tables of optional settings out, which [`super::config`] resolves.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::budget::WrittenBudget;
+use super::config::Forgetting;
+use super::score::WrittenScore;
+use crate::config::settings;
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Written {
+    pub title: Option<String>,
+    pub out: Option<PathBuf>,
+    pub base: Option<PathBuf>,
+    pub run: Map<String, Value>,
+    pub method: Vec<Value>,
+    pub baseline: Option<String>,
+    pub search: WrittenSearch,
+    pub budget: WrittenBudget,
+    pub score: WrittenScore,
+    pub forgetting: Option<Forgetting>,
+    pub controls: Option<bool>,
+    pub latency: Option<OnOrLatency>,
+    pub jobs: Option<usize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenSearch {
+    pub learning_rates: Option<Vec<f64>>,
+    pub seeds: Option<Vec<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenMethod {
+    pub name: Option<String>,
+    pub learning_rates: Option<Vec<f64>>,
+    pub policy: Option<Map<String, Value>>,
+    pub storage: Option<Map<String, Value>>,
+    pub train: Option<Map<String, Value>>,
+    pub optimizer: Option<Map<String, Value>>,
+    pub schedule: Option<Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum OnOrLatency {
+    On(bool),
+    Settings(Map<String, Value>),
+}
+
+/// The full paths of all settings, for keys written in the wrong section.
+pub(super) fn every_setting() -> Vec<String> {
+    let sections = [
+        ("", settings::names::<Written>()),
+        ("search", settings::names::<WrittenSearch>()),
+        ("budget", settings::names::<WrittenBudget>()),
+        ("score", settings::names::<WrittenScore>()),
+        ("forgetting", settings::names::<Forgetting>()),
+    ];
+    let path = |section: &str, name: String| if section.is_empty() { name } else { format!("{section}.{name}") };
+    sections.into_iter().flat_map(|(section, names)| names.into_iter().map(move |name| path(section, name))).collect()
+}
