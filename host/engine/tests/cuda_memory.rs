@@ -35,7 +35,8 @@ fn decoder(storage: Storage, options: Options) -> Decoder {
         .map(|slot| {
             let linear = matches!(slot.1, Q | K | V | O | Gate | Up | Down);
             let name = format!("{slot:?}");
-            let adapter = || AdapterSpec { rank: 16, scale: 2.0, a: format!("{name}.A"), b: format!("{name}.B") };
+            let (a, b) = (format!("{name}.A"), format!("{name}.B"));
+            let adapter = || AdapterSpec { rank: 16, scale: 2.0, dropout: 0.0, dropout_stream: 0, a, b };
             let treatment = if linear { Treatment::Adapt(adapter()) } else { Treatment::Frozen };
             TensorSpec { slot, treatment, storage: if linear { storage } else { Storage::Bf16 }, name }
         })

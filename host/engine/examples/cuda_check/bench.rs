@@ -118,7 +118,7 @@ fn specs(shape: &ModelShape, method: Method) -> Vec<TensorSpec> {
             let treatment = match method {
                 Lora | Qlora if linear => {
                     let (a, b) = (format!("{name}.A"), format!("{name}.B"));
-                    Treatment::Adapt(AdapterSpec { rank: 16, scale: 2.0, a, b })
+                    Treatment::Adapt(AdapterSpec { rank: 16, scale: 2.0, dropout: 0.0, dropout_stream: 0, a, b })
                 }
                 Spectrum | Qspectrum if picked => Treatment::Train,
                 Full => Treatment::Train,

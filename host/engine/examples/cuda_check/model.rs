@@ -35,6 +35,8 @@ struct Case {
     options: Options,
     /// Rank of adapters.
     rank: usize,
+    /// Their dropout.
+    dropout: f32,
 }
 
 fn shape(
@@ -77,6 +79,9 @@ fn slots(case: &Case) -> Vec<(Slot, String)> {
             list.extend([(block, QNorm), (block, KNorm)]);
         }
         list.extend([(block, O), (block, PostNorm), (block, Gate), (block, Up), (block, Down)]);
+        if case.biases {
+            list.extend([OBias, GateBias, UpBias, DownBias].map(|role| (block, role)));
+        }
     }
     list.push((None, FinalNorm));
     if !case.shape.tied {
@@ -97,6 +102,8 @@ fn treatment(case: &Case, slot: Slot, name: &str) -> Treatment {
         Method::Lora | Method::Qlora if is_linear(slot.1) => Treatment::Adapt(AdapterSpec {
             rank: case.rank,
             scale: SCALE,
+            dropout: case.dropout,
+            dropout_stream: slot.0.map_or(0, |block| block as u32) * 32 + slot.1 as u32,
             a: format!("{name}.A"),
             b: format!("{name}.B"),
         }),
@@ -125,8 +132,8 @@ fn values(case: &Case) -> Values {
         let [rows, cols] = case.shape.shape_of(slot.1);
         let (mean, spread) = match slot.1 {
             Role::Embedding => (0.0, 1.0),
-            _ if rows == 1 && cols > 1 && !matches!(slot.1, Role::QBias | Role::KBias | Role::VBias) => (1.0, 0.2),
-            Role::QBias | Role::KBias | Role::VBias => (0.0, 0.3),
+            role if role.biases().is_some() => (0.0, 0.3),
+            _ if rows == 1 && cols > 1 => (1.0, 0.2),
             _ => (0.0, 1.0 / (cols as f32).sqrt()),
         };
         if let Treatment::Adapt(adapter) = treatment(case, slot, &name) {
@@ -190,7 +197,8 @@ fn on_cpu(case: &Case, values: &Values) -> Decoder {
                 let (rows, cols, numbers) = values[name].clone();
                 Param::trained(name, rows, cols, Weight::F32(numbers)).unwrap()
             };
-            let options = AdapterOptions { scale: spec.scale, dropout: 0.0, dropout_stream: 0 };
+            let options =
+                AdapterOptions { scale: spec.scale, dropout: spec.dropout, dropout_stream: spec.dropout_stream };
             linear.adapter =
                 Some(Adapter::new([rows, cols], trained(&spec.a), trained(&spec.b), None, options).unwrap());
         }
@@ -213,11 +221,11 @@ fn on_cpu(case: &Case, values: &Values) -> Decoder {
                 v: linear(i, Role::V, Some(Role::VBias)),
                 q_norm: case.head_norms.then(|| param((Some(i), Role::QNorm))),
                 k_norm: case.head_norms.then(|| param((Some(i), Role::KNorm))),
-                o: linear(i, Role::O, None),
+                o: linear(i, Role::O, Some(Role::OBias)),
                 post_norm: param((Some(i), Role::PostNorm)),
-                gate: linear(i, Role::Gate, None),
-                up: linear(i, Role::Up, None),
-                down: linear(i, Role::Down, None),
+                gate: linear(i, Role::Gate, Some(Role::GateBias)),
+                up: linear(i, Role::Up, Some(Role::UpBias)),
+                down: linear(i, Role::Down, Some(Role::DownBias)),
             }
         })
         .collect();
@@ -256,6 +264,7 @@ pub fn check(context: &Context, report: &mut Report) {
         biases: false,
         options: plain,
         rank: 4,
+        dropout: 0.0,
     };
     let cases = [
         Case {
@@ -267,6 +276,14 @@ pub fn check(context: &Context, report: &mut Report) {
             ..base
         },
         Case { name: "model lora, normed heads", shape: base.shape.clone(), ..base },
+        Case { name: "model lora with dropout", shape: base.shape.clone(), dropout: 0.25, ..base },
+        Case {
+            name: "model qlora with dropout",
+            method: Method::Qlora,
+            shape: shape(128, 192, 2, 1, 64, 203, false),
+            dropout: 0.1,
+            ..base
+        },
         Case {
             name: "model full, tied",
             method: Method::Full,
@@ -325,8 +342,10 @@ fn compare(context: &Context, case: &Case, report: &mut Report) {
         let batch = batch(vocab, step % 2);
         let scale = 1.0 / batch.target_count() as f32;
         cpu.clear_grads();
-        let step_options = StepOptions { grad_scale: scale, keep: Keep::Activations, dropout: None };
+        let step_options =
+            StepOptions { grad_scale: scale, keep: Keep::Activations, dropout: Some((3, u64::from(step))) };
         let loss = cpu.accumulate(&batch, step_options).unwrap();
+        card.set_dropout(3, u64::from(step));
         if step == 0 {
             card.clear_grads();
             let found = card.accumulate(&batch, scale).unwrap();
@@ -388,6 +407,7 @@ fn compare(context: &Context, case: &Case, report: &mut Report) {
     let mut same = true;
     for step in 0..20_u32 {
         let batch = batch(vocab, step % 2);
+        again.set_dropout(3, u64::from(step));
         if step == 0 {
             // As above: two passes that the first step forgets.
             again.clear_grads();

@@ -8,7 +8,7 @@ use half::bf16;
 use super::arena::{Arena, Mark};
 use super::attention::{self, Documents};
 use super::context::Context;
-use super::group::Group;
+use super::group::{Dropping, Group};
 use super::memory::View;
 use super::ops::{self, Heads};
 use super::profile::Kind;
@@ -64,6 +64,8 @@ pub(crate) struct Pass<'a> {
     pub mlp_rows: usize,
     /// Whether the gradients are to be replaced and not added to.
     pub first: bool,
+    /// Dropout of adapters, in training.
+    pub dropping: Option<Dropping>,
 }
 
 /// Some of the documents of a batch.
@@ -81,8 +83,14 @@ impl<'a> Pass<'a> {
             documents: &piece.documents,
             positions: self.positions.slice_cols(piece.first, piece.rows),
             first: self.first && first,
+            dropping: self.dropping_from(piece.first),
             ..*self
         }
+    }
+
+    /// Dropout of the rows from `first` on.
+    pub(super) fn dropping_from(&self, first: usize) -> Option<Dropping> {
+        self.dropping.map(|dropping| Dropping { first_row: dropping.first_row + first, ..dropping })
     }
 }
 
@@ -230,11 +238,11 @@ impl Block {
                 Some(gate_up) => gate_up.slice_rows(first, rows),
                 None => arena.high(rows, self.gate_up.outputs, 0)?,
             };
-            self.gate_up.lower(pass.context, gate_up_weight, normed)?;
+            self.gate_up.lower(pass.context, arena, gate_up_weight, normed, pass.dropping_from(first))?;
             self.gate_up.forward(pass.context, gate_up_weight, normed, gate_up, None)?;
             let activation = arena.high::<bf16>(rows, self.intermediate, self.down.rank)?;
             ops::swiglu(pass.context, activation, gate_up)?;
-            self.down.lower(pass.context, down_weight, activation)?;
+            self.down.lower(pass.context, arena, down_weight, activation, pass.dropping_from(first))?;
             if let Some(low) = low_down {
                 let low = low.slice_rows(first, rows);
                 pass.context.copy(low, activation.slice_cols(self.intermediate, self.down.rank))?;
@@ -274,14 +282,14 @@ impl Block {
         let inner = arena.mark();
         let normed = self.normed(pass, arena, all, x, self.input_norm, self.qkv.rank)?;
         let weight = self.qkv.weights(context, arena)?;
-        self.qkv.lower(context, weight, normed)?;
+        self.qkv.lower(context, arena, weight, normed, pass.dropping)?;
         self.qkv.forward(context, weight, normed, qkv, None)?;
         arena.release_high(inner);
         ops::rope(context, &self.heads(), rotated, qkv, pass.positions, pass.table)?;
         context.kind(Kind::Attention);
         attention::forward(context, shape, pass.documents, rotated, out, lse)?;
         let weight = self.o.weights(context, arena)?;
-        self.o.lower(context, weight, out)?;
+        self.o.lower(context, arena, weight, out, pass.dropping)?;
         self.o.forward(context, weight, out, mid, Some(x))?;
         arena.release_high(inner);
         Ok(Attended {

@@ -91,7 +91,7 @@ impl Block {
     ) -> Result<bool> {
         let context = pass.context;
         let need_normed = need_mid || self.post_norm.trained.is_some();
-        let need_activation = need_normed || self.gate_up.trains() || self.down.needs_input();
+        let need_activation = need_normed || self.gate_up.trains() || self.down.trains();
         if !need_activation {
             return Ok(false);
         }
@@ -103,13 +103,14 @@ impl Block {
         for (first, rows) in chunks(d.rows(), pass.mlp_rows) {
             let chunk = arena.mark();
             let is_first = pass.first && first == 0;
+            let dropping = pass.dropping_from(first);
             let (d, mid) = (d.slice_rows(first, rows), attended.mid.slice_rows(first, rows));
             let kept_normed = kept.normed.map(|normed| normed.slice_rows(first, rows));
             let recompute = kept.gate_up.is_none();
             let mut normed = kept_normed;
-            if normed.is_none() && (recompute || self.gate_up.needs_input()) {
+            if normed.is_none() && (recompute || self.gate_up.trains()) {
                 let view = self.normed(pass, arena, false, mid, self.post_norm, self.gate_up.rank)?;
-                self.gate_up.lower(context, gate_up_weight, view)?;
+                self.gate_up.lower(context, arena, gate_up_weight, view, dropping)?;
                 normed = Some(view);
             }
             let gate_up = match (kept.gate_up, normed) {
@@ -124,19 +125,21 @@ impl Block {
             // The gradient of the activation, and in its place the activation.
             let activation = arena.high::<bf16>(rows, self.intermediate, 0)?;
             self.down.lower_gradient(context, down_weight, d)?;
-            self.down.input_gradient(context, down_weight, d, activation)?;
+            self.down.input_gradient(context, arena, down_weight, d, activation, dropping)?;
             ops::swiglu_backward(context, gate_up, activation)?;
             let low = kept.low_down.map(|low| low.slice_rows(first, rows));
-            self.down.weight_gradients(context, arena, trainables, d, activation, low, is_first)?;
+            self.down.weight_gradients(context, arena, trainables, d, activation, low, is_first, dropping)?;
             let d_gate_up = gate_up;
             self.gate_up.lower_gradient(context, gate_up_weight, d_gate_up)?;
             if let Some(normed) = normed {
                 let low = normed.slice_cols(self.gate_up.inputs, self.gate_up.rank);
-                self.gate_up.weight_gradients(context, arena, trainables, d_gate_up, normed, Some(low), is_first)?;
+                let low = Some(low);
+                self.gate_up
+                    .weight_gradients(context, arena, trainables, d_gate_up, normed, low, is_first, dropping)?;
             }
             if need_normed {
                 let d_normed = arena.high::<bf16>(rows, self.hidden, 0)?;
-                self.gate_up.input_gradient(context, gate_up_weight, d_gate_up, d_normed)?;
+                self.gate_up.input_gradient(context, arena, gate_up_weight, d_gate_up, d_normed, dropping)?;
                 self.backward_norm(pass, arena, trainables, [d, d_normed, mid], self.post_norm, need_mid)?;
             }
             arena.release_high(chunk);
@@ -188,10 +191,11 @@ impl Block {
         let weight = self.o.weights(context, arena)?;
         self.o.lower_gradient(context, weight, d)?;
         let low = attended.out.slice_cols(self.o.inputs, self.o.rank);
-        self.o.weight_gradients(context, arena, trainables, d, attended.out, Some(low), pass.first)?;
+        let (first, dropping) = (pass.first, pass.dropping);
+        self.o.weight_gradients(context, arena, trainables, d, attended.out, Some(low), first, dropping)?;
         let Some(d_qkv) = d_qkv else { return Ok(false) };
         let d_out = arena.high::<bf16>(tokens, shape.heads * shape.dim, 0)?;
-        self.o.input_gradient(context, weight, d, d_out)?;
+        self.o.input_gradient(context, arena, weight, d, d_out, dropping)?;
         let rotated = match attended.rotated {
             Some(rotated) => rotated,
             None => {
@@ -224,16 +228,16 @@ impl Block {
                 Some(normed) => normed,
                 None => {
                     let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
-                    self.qkv.lower(context, weight, normed)?;
+                    self.qkv.lower(context, arena, weight, normed, dropping)?;
                     normed
                 }
             };
             let low = normed.slice_cols(self.qkv.inputs, self.qkv.rank);
-            self.qkv.weight_gradients(context, arena, trainables, d_qkv, normed, Some(low), pass.first)?;
+            self.qkv.weight_gradients(context, arena, trainables, d_qkv, normed, Some(low), first, dropping)?;
         }
         if need_dx || self.input_norm.trained.is_some() {
             let d_normed = arena.high::<bf16>(tokens, self.hidden, 0)?;
-            self.qkv.input_gradient(context, weight, d_qkv, d_normed)?;
+            self.qkv.input_gradient(context, arena, weight, d_qkv, d_normed, dropping)?;
             self.backward_norm(pass, arena, trainables, [d, d_normed, x], self.input_norm, need_dx)?;
         }
         Ok(need_dx)

@@ -10,10 +10,11 @@ use super::context::Context;
 use super::decoder::Decoder;
 use super::layout::{Maker, check_shape};
 use super::memory::{Buffer, View};
-use super::nf4::{self, Packed, Parts};
+use super::nf4::{self, Parts};
 use super::offload::Offload;
 use super::ops::{self, Filled};
 use super::optim::Optimizer;
+use super::packed::Packed;
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot, TensorSpec};
 use crate::error::{EngineError, Result, expect_shape};
@@ -42,6 +43,8 @@ pub enum Data<'a> {
     Bf16(&'a [bf16]),
     /// 4 bits, as bitsandbytes packs them.
     Nf4(Parts<'a>),
+    /// 8-bit codes and each row's largest magnitude.
+    Int8(&'a [i8], &'a [f32]),
 }
 
 impl Builder {
@@ -86,6 +89,7 @@ impl Builder {
             budget: None,
             room: None,
             recompute: false,
+            dropout: (0, 0),
             fresh: true,
         };
         Ok(Self { decoder, scratch: None })
@@ -102,17 +106,18 @@ impl Builder {
             Data::F32(values) => values.len(),
             Data::Bf16(values) => values.len(),
             Data::Nf4(Parts::Single(codes, ..) | Parts::Double(codes, ..)) => codes.len() * 2,
+            Data::Int8(codes, _) => codes.len(),
         };
         expect_shape(&format!("{slot:?}"), rows * cols, found)?;
         let narrow = |data: Data<'_>| match data {
             Data::F32(values) => Ok(values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()),
             Data::Bf16(values) => Ok(values.to_vec()),
-            Data::Nf4(_) => Err(unfit(slot, "numbers of 16 or 32 bits", "4-bit codes")),
+            Data::Nf4(_) | Data::Int8(..) => Err(unfit(slot, "numbers of 16 or 32 bits", "codes")),
         };
         let wide = |data: Data<'_>| match data {
             Data::F32(values) => Ok(values.to_vec()),
             Data::Bf16(values) => Ok(values.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
-            Data::Nf4(_) => Err(unfit(slot, "numbers of 16 or 32 bits", "4-bit codes")),
+            Data::Nf4(_) | Data::Int8(..) => Err(unfit(slot, "numbers of 16 or 32 bits", "codes")),
         };
         match self.decoder.places.get(&slot) {
             Some(Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. }) => {
@@ -123,9 +128,11 @@ impl Builder {
                 data => context.upload(*view, &narrow(data)?),
             },
             Some(Place::Vector { view, .. }) => context.upload(*view, &wide(data)?),
-            Some(Place::Packed(packed)) => match data {
-                Data::Nf4(parts) => packed.load(&context, parts),
-                data => {
+            Some(Place::Packed(packed)) => match (packed, data) {
+                (Packed::Nf4(packed), Data::Nf4(parts)) => packed.load(&context, parts),
+                (Packed::Int8(packed), Data::Int8(codes, absmax)) => packed.load(&context, codes, absmax),
+                (Packed::Int8(_), _) => Err(unfit(slot, "8-bit codes", "other numbers")),
+                (Packed::Nf4(packed), data) => {
                     let (packed, values) = (*packed, narrow(data)?);
                     let (whole, maxima) = self.scratch(rows, cols)?;
                     context.upload(whole, &values)?;
@@ -166,13 +173,14 @@ impl Builder {
                         ops::random_normal(&context, Filled::Wide(master), spread, seed, purpose)?;
                     }
                 }
-                Place::Packed(packed) => {
+                Place::Packed(Packed::Int8(_)) => return Err(unfit(slot, "4 bits or plain numbers", "8 bits")),
+                Place::Packed(Packed::Nf4(packed)) => {
                     let (whole, maxima) = self.scratch(packed.rows, packed.cols)?;
                     ops::random_normal(&context, Filled::Narrow(whole), spread, seed, purpose)?;
                     packed.pack(&context, whole, maxima)?;
                 }
                 Place::Vector { view, .. } => {
-                    let bias = matches!(slot.1, Role::QBias | Role::KBias | Role::VBias);
+                    let bias = slot.1.biases().is_some();
                     context.upload(view, &vec![if bias { 0.0_f32 } else { 1.0 }; view.len()])?;
                 }
             }

@@ -60,6 +60,8 @@ pub struct Decoder {
     pub(crate) room: Option<usize>,
     /// Whether every block keeps its input only.
     pub(crate) recompute: bool,
+    /// Seed and count of the training pass, for dropout.
+    pub(crate) dropout: (u64, u64),
     /// Nothing was added to the gradients since they were cleared.
     pub(crate) fresh: bool,
 }
@@ -80,11 +82,16 @@ impl Decoder {
         &self.trainables
     }
 
-    /// The numbers of those that train now, by their place in the model.
+    /// The numbers of what trains or once did, by their place in the model, whenever they began.
+    pub fn in_order(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..self.trainables.len()).collect();
+        all.sort_by_key(|&index| self.trainables[index].key);
+        all
+    }
+
+    /// Of these, the ones that train now.
     pub fn active(&self) -> Vec<usize> {
-        let mut active: Vec<usize> = (0..self.trainables.len()).filter(|&i| self.trainables[i].trains).collect();
-        active.sort_by_key(|&index| self.trainables[index].key);
-        active
+        self.in_order().into_iter().filter(|&index| self.trainables[index].trains).collect()
     }
 
     /// Bytes of weights, gradients and states.
@@ -106,6 +113,11 @@ impl Decoder {
     /// Whether every block is to keep its input only, however much memory there is.
     pub fn set_recompute(&mut self, recompute: bool) {
         (self.recompute, self.plan) = (recompute, None);
+    }
+
+    /// Seed and count of the training passes to come: with the same, adapters drop the same of their inputs, as on the processor.
+    pub fn set_dropout(&mut self, seed: u64, count: u64) {
+        self.dropout = (seed, count);
     }
 
     /// Sets all gradients to zero.

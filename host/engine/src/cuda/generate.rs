@@ -107,6 +107,7 @@ impl Decoder {
                 table: this.rope_view(),
                 mlp_rows: count,
                 first: true,
+                dropping: None,
             };
             let x = arena.low::<bf16>(count, this.shape().hidden, 0)?;
             ops::embed(&this.context, x, this.embedding.view, id_view)?;
@@ -136,7 +137,7 @@ impl Block {
         let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
         let qkv = arena.high::<bf16>(tokens, self.qkv.outputs, 0)?;
         let weight = self.qkv.weights(context, arena)?;
-        self.qkv.lower(context, weight, normed)?;
+        self.qkv.lower(context, arena, weight, normed, None)?;
         self.qkv.forward(context, weight, normed, qkv, None)?;
         ops::rope(context, &self.heads(), qkv, qkv, pass.positions, pass.table)?;
         let (q_cols, kv_cols) = (shape.heads * shape.dim, shape.kv_heads * shape.dim);
@@ -146,18 +147,18 @@ impl Block {
         context.kind(Kind::Attention);
         attention::decode(context, shape, qkv.slice_cols(0, q_cols), [keys, values], first, out)?;
         let weight = self.o.weights(context, arena)?;
-        self.o.lower(context, weight, out)?;
+        self.o.lower(context, arena, weight, out, None)?;
         self.o.forward(context, weight, out, x, Some(x))?;
         arena.release_high(mark);
         let normed = self.normed(pass, arena, false, x, self.post_norm, self.gate_up.rank)?;
         let gate_up = arena.high::<bf16>(tokens, self.gate_up.outputs, 0)?;
         let weight = self.gate_up.weights(context, arena)?;
-        self.gate_up.lower(context, weight, normed)?;
+        self.gate_up.lower(context, arena, weight, normed, None)?;
         self.gate_up.forward(context, weight, normed, gate_up, None)?;
         let activation = arena.high::<bf16>(tokens, self.intermediate, self.down.rank)?;
         ops::swiglu(context, activation, gate_up)?;
         let weight = self.down.weights(context, arena)?;
-        self.down.lower(context, weight, activation)?;
+        self.down.lower(context, arena, weight, activation, None)?;
         self.down.forward(context, weight, activation, x, Some(x))?;
         arena.release_high(mark);
         Ok(())

@@ -8,6 +8,8 @@
 //!   rank    [  A       0  ]     dx = [dy | d_low] · [W ; A]            with d_low = dy·(s·B)
 //! ```
 //!
+//! With dropout an adapter's input is another than the weight's, so that its `low` and its part of `dx` are products of their own.
+//!
 //! `low` is written beside `x`, into room that every buffer of activations has behind its columns; so is `d_low` beside
 //! `dy`. Ranks of the parts stand beside each other, B's blocks on the diagonal.
 
@@ -17,8 +19,8 @@ use super::arena::Arena;
 use super::context::Context;
 use super::gemm::{Layout, multiply};
 use super::memory::View;
-use super::nf4::Packed;
-use super::ops;
+use super::ops::{self, Mask};
+use super::packed::Packed;
 use super::profile::Kind;
 use super::trainable::{Grad, Trainable};
 use crate::error::Result;
@@ -45,7 +47,24 @@ pub(crate) struct PartAdapter {
     /// First column among the group's ranks.
     pub at: usize,
     pub scale: f32,
+    /// Probability and stream of its dropout.
+    pub dropout: (f32, u32),
     pub b: usize,
+}
+
+/// The dropout of a pass over some of a batch's rows: seed and count, and the first row's place in the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dropping {
+    pub pass: (u64, u64),
+    pub first_row: usize,
+}
+
+impl PartAdapter {
+    fn mask(&self, dropping: Option<Dropping>) -> Option<Mask> {
+        let (p, stream) = self.dropout;
+        let Dropping { pass, first_row } = dropping.filter(|_| p > 0.0)?;
+        Some(Mask { p, pass, stream, first_row })
+    }
 }
 
 /// Linear layers with a common input.
@@ -67,17 +86,14 @@ pub(crate) struct Group {
     pub a_grad: Option<View<f32>>,
     /// `[outputs]`.
     pub bias: Option<View<f32>>,
+    /// Whether another kernel adds the bias: the rotation of queries, keys and values.
+    pub bias_elsewhere: bool,
     pub parts: Vec<Part>,
 }
 
 impl Group {
     pub fn trains(&self) -> bool {
         self.parts.iter().any(|part| part.trained.is_some() || part.adapter.is_some() || part.bias.is_some())
-    }
-
-    /// Whether the backward pass reads the input.
-    pub fn needs_input(&self) -> bool {
-        self.parts.iter().any(|part| part.trained.is_some() || part.adapter.is_some())
     }
 
     /// The weights with the adapters around them: where they stand, or unpacked into the arena's high end.
@@ -103,13 +119,38 @@ impl Group {
     }
 
     /// `low` beside `x`, if there are adapters: `x` has room for `rank` more columns.
-    pub fn lower(&self, context: &Context, weight: View<bf16>, x: View<bf16>) -> Result<()> {
+    pub fn lower(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        weight: View<bf16>,
+        x: View<bf16>,
+        dropping: Option<Dropping>,
+    ) -> Result<()> {
         if self.rank == 0 {
             return Ok(());
         }
         context.kind(Kind::Adapter);
         let a = weight.slice_rows(self.outputs, self.rank).slice_cols(0, self.inputs);
-        multiply(context, Layout::Nt, x.slice_cols(self.inputs, self.rank), 1.0, x, a, None)
+        multiply(context, Layout::Nt, x.slice_cols(self.inputs, self.rank), 1.0, x, a, None)?;
+        for adapter in self.adapters() {
+            let Some(mask) = adapter.mask(dropping) else { continue };
+            let mark = arena.mark();
+            let dropped = arena.high::<bf16>(x.rows(), self.inputs, 0)?;
+            ops::dropout(context, dropped, x.slice_cols(0, self.inputs), mask, false)?;
+            let low = x.slice_cols(self.inputs + adapter.at, adapter.rank);
+            multiply(context, Layout::Nt, low, 1.0, dropped, a.slice_rows(adapter.at, adapter.rank), None)?;
+            arena.release_high(mark);
+        }
+        Ok(())
+    }
+
+    fn adapters(&self) -> impl Iterator<Item = &PartAdapter> {
+        self.parts.iter().filter_map(|part| part.adapter.as_ref())
+    }
+
+    fn drops(&self, dropping: Option<Dropping>) -> bool {
+        self.adapters().any(|adapter| adapter.mask(dropping).is_some())
     }
 
     /// `y = x · Wᵀ` and what the adapters add, plus `add`. `x` with [`Group::lower`] beside it.
@@ -124,7 +165,11 @@ impl Group {
         context.kind(Kind::Base);
         let inner = self.inputs + self.rank;
         let w = weight.slice_rows(0, self.outputs).slice_cols(0, inner);
-        multiply(context, Layout::Nt, y, 1.0, x.slice_cols(0, inner), w, add.map(|add| (1.0, add)))
+        multiply(context, Layout::Nt, y, 1.0, x.slice_cols(0, inner), w, add.map(|add| (1.0, add)))?;
+        match self.bias.filter(|_| !self.bias_elsewhere) {
+            Some(bias) => ops::add_bias(context, y, bias),
+            None => Ok(()),
+        }
     }
 
     /// `d_low` beside `dy`, which has room for it.
@@ -138,11 +183,36 @@ impl Group {
     }
 
     /// `dx`, given `dy` with [`Group::lower_gradient`] beside it.
-    pub fn input_gradient(&self, context: &Context, weight: View<bf16>, dy: View<bf16>, dx: View<bf16>) -> Result<()> {
+    pub fn input_gradient(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        weight: View<bf16>,
+        dy: View<bf16>,
+        dx: View<bf16>,
+        dropping: Option<Dropping>,
+    ) -> Result<()> {
         context.kind(Kind::Base);
-        let inner = self.outputs + self.rank;
+        let drops = self.drops(dropping);
+        let inner = if drops { self.outputs } else { self.outputs + self.rank };
         let w = weight.slice_rows(0, inner).slice_cols(0, self.inputs);
-        multiply(context, Layout::Nn, dx, 1.0, dy.slice_cols(0, inner), w, None)
+        multiply(context, Layout::Nn, dx, 1.0, dy.slice_cols(0, inner), w, None)?;
+        for adapter in self.adapters().filter(|_| drops) {
+            context.kind(Kind::Adapter);
+            let a = weight.slice_rows(self.outputs + adapter.at, adapter.rank).slice_cols(0, self.inputs);
+            let d_low = dy.slice_cols(self.outputs + adapter.at, adapter.rank);
+            match adapter.mask(dropping) {
+                None => multiply(context, Layout::Nn, dx, 1.0, d_low, a, Some((1.0, dx)))?,
+                Some(mask) => {
+                    let mark = arena.mark();
+                    let through = arena.high::<bf16>(dy.rows(), self.inputs, 0)?;
+                    multiply(context, Layout::Nn, through, 1.0, d_low, a, None)?;
+                    ops::dropout(context, dx, through, mask, true)?;
+                    arena.release_high(mark);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Adds the gradients of what trains in the group. `low` stands beside `x` or elsewhere; `first` says that the
@@ -157,8 +227,24 @@ impl Group {
         x: View<bf16>,
         low: Option<View<bf16>>,
         first: bool,
+        dropping: Option<Dropping>,
     ) -> Result<()> {
-        if let Some(a_grad) = self.a_grad {
+        let drops = self.drops(dropping);
+        for adapter in self.adapters().filter(|_| drops) {
+            let Some(a_grad) = self.a_grad else { continue };
+            context.kind(Kind::Adapter);
+            let grad = a_grad.slice_rows(adapter.at, adapter.rank);
+            let d_low = dy.slice_cols(self.outputs + adapter.at, adapter.rank);
+            let mark = arena.mark();
+            let mut input = x.slice_cols(0, self.inputs);
+            if let Some(mask) = adapter.mask(dropping) {
+                input = arena.high::<bf16>(x.rows(), self.inputs, 0)?;
+                ops::dropout(context, input, x.slice_cols(0, self.inputs), mask, false)?;
+            }
+            multiply(context, Layout::Tn, grad, 1.0, d_low, input, (!first).then_some((1.0, grad)))?;
+            arena.release_high(mark);
+        }
+        if let Some(a_grad) = self.a_grad.filter(|_| !drops) {
             context.kind(Kind::Adapter);
             let d_low = dy.slice_cols(self.outputs, self.ranks);
             multiply(context, Layout::Tn, a_grad, 1.0, d_low, x, (!first).then_some((1.0, a_grad)))?;

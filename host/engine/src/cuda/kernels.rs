@@ -59,6 +59,9 @@ pub mod sources {
         EMBEDDING = "embedding.cu";
         ADAMW = "adamw.cu", [("MOMENTS", 16)], [("MOMENTS", 8)];
         NF4 = "nf4.cu";
+        DROPOUT = "dropout.cu", [("ADD", 1)];
+        INT8 = "int8.cu";
+        BIAS = "bias.cu";
     }
 }
 

@@ -11,7 +11,8 @@ use super::context::Context;
 use super::decoder::Table;
 use super::group::{Group, Part, PartAdapter};
 use super::memory::View;
-use super::nf4::{self, Packed};
+use super::nf4;
+use super::packed::{Int8, Packed};
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
 use super::trainable::{Grad, Trainable};
@@ -65,7 +66,9 @@ impl<'a> Maker<'a> {
         let wide = match spec.storage {
             Storage::F32 => true,
             Storage::Bf16 => self.options.masters,
-            Storage::Nf4 { .. } => return Err(unfit(spec.slot, "16 or 32 bits, since it trains", "4 bits")),
+            Storage::Nf4 { .. } | Storage::Int8 => {
+                return Err(unfit(spec.slot, "16 or 32 bits, since it trains", "fewer"));
+            }
         };
         let master = if wide { Some(self.slab.take(rows, cols, 0)?) } else { None };
         Ok(self.push(Trainable {
@@ -152,10 +155,10 @@ impl<'a> Maker<'a> {
             q_norm,
             k_norm,
             qkv,
-            o: self.group(block, &[(Role::O, None)])?,
+            o: self.group(block, &[(Role::O, Some(Role::OBias))])?,
             post_norm: self.scale((block, Role::PostNorm))?,
-            gate_up: self.group(block, &[(Role::Gate, None), (Role::Up, None)])?,
-            down: self.group(block, &[(Role::Down, None)])?,
+            gate_up: self.group(block, &[(Role::Gate, Some(Role::GateBias)), (Role::Up, Some(Role::UpBias))])?,
+            down: self.group(block, &[(Role::Down, Some(Role::DownBias))])?,
         })
     }
 
@@ -176,7 +179,7 @@ impl<'a> Maker<'a> {
         } else {
             0
         };
-        let packed = |spec: &TensorSpec| matches!(spec.storage, Storage::Nf4 { .. });
+        let packed = |spec: &TensorSpec| matches!(spec.storage, Storage::Nf4 { .. } | Storage::Int8);
         // One weight in 4 bits makes the whole group be put together for each product.
         let assembled = specs.iter().any(|spec| packed(spec));
         let (weight, a, b) = match assembled {
@@ -212,12 +215,12 @@ impl<'a> Maker<'a> {
                     }
                     self.places.insert(spec.slot, Place::Matrix { view, trained: part.trained });
                 }
-                (None, Storage::Nf4 { double }) => {
-                    let packed = self.packed(spec, rows, inputs, double)?;
+                (None, Storage::Nf4 { .. } | Storage::Int8) => {
+                    let packed = self.packed(spec, rows, inputs)?;
                     self.places.insert(spec.slot, Place::Packed(packed));
                     part.packed = Some(packed);
                 }
-                (None, _) => return Err(unfit(spec.slot, "4 bits", "another format")),
+                (None, _) => return Err(unfit(spec.slot, "4 or 8 bits", "another format")),
             }
             if let (Some(bias), Some(bias_role)) = (bias, *bias_role)
                 && self.has((block, bias_role))
@@ -239,28 +242,35 @@ impl<'a> Maker<'a> {
                 let a_grad = a_grad.slice_rows(rank_at, rank);
                 self.adapter_matrix((&adapter.a, (spec.slot, 1)), a_copy, 1.0, Some(a_grad))?;
                 let b = self.adapter_matrix((&adapter.b, (spec.slot, 2)), b_copy, adapter.scale, None)?;
-                part.adapter = Some(PartAdapter { rank, at: rank_at, scale: adapter.scale, b });
+                part.adapter = Some(PartAdapter {
+                    rank,
+                    at: rank_at,
+                    scale: adapter.scale,
+                    dropout: (adapter.dropout, adapter.dropout_stream),
+                    b,
+                });
                 rank_at += rank;
             }
             at += rows;
             parts.push(part);
         }
-        Ok(Group { inputs, outputs, rank, ranks, weight, a, b, a_grad, bias, parts })
+        let bias_elsewhere = roles.first().is_some_and(|(role, _)| *role == Role::Q);
+        Ok(Group { inputs, outputs, rank, ranks, weight, a, b, a_grad, bias, bias_elsewhere, parts })
     }
 
-    fn packed(&mut self, spec: &TensorSpec, rows: usize, cols: usize, double: bool) -> Result<Packed> {
+    fn packed(&mut self, spec: &TensorSpec, rows: usize, cols: usize) -> Result<Packed> {
+        let Storage::Nf4 { double } = spec.storage else {
+            return Ok(Packed::Int8(Int8::new(&mut self.slab, [rows, cols])?));
+        };
         if !cols.is_multiple_of(nf4::BLOCK) {
             return Err(unfit(spec.slot, "a multiple of 64 columns, to be kept in 4 bits", &cols.to_string()));
-        }
-        if spec.treatment == Treatment::Train {
-            return Err(unfit(spec.slot, "16 or 32 bits, since it trains", "4 bits"));
         }
         if double && self.map.is_none() {
             let map = self.slab.take::<f32>(1, 256, 0)?;
             self.context.upload(map, &SIGNED.values)?;
             self.map = Some(map);
         }
-        Packed::new(&mut self.slab, [rows, cols], self.map.filter(|_| double))
+        nf4::Packed::new(&mut self.slab, [rows, cols], self.map.filter(|_| double)).map(Packed::Nf4)
     }
 
     fn adapter_matrix(

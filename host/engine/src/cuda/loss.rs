@@ -107,6 +107,7 @@ impl Decoder {
             table: self.rope_view(),
             mlp_rows: 4096,
             first: true,
+            dropping: None,
         };
         let mut x = arena.low::<bf16>(tokens, self.shape.hidden, 0)?;
         let mut other = arena.low::<bf16>(tokens, self.shape.hidden, 0)?;

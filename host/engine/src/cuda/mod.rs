@@ -25,6 +25,7 @@ pub mod memory;
 pub mod nf4;
 pub mod ops;
 pub mod optim;
+pub mod packed;
 pub mod plan;
 pub mod profile;
 pub mod slab;

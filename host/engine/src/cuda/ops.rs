@@ -104,6 +104,17 @@ pub fn column_sums(context: &Context, db: View<f32>, dy: View<bf16>, parts: View
     add_parts(context, db, parts, n, count.div_ceil(CHUNK))
 }
 
+/// `y += bias`, row by row; as many columns as the bias has.
+///
+/// # Errors
+/// When the launch fails.
+pub fn add_bias(context: &Context, y: View<bf16>, bias: View<f32>) -> Result<()> {
+    context.kind(Kind::Other);
+    let n = bias.cols();
+    let launch = Launch { grid: [n.div_ceil(2048) as u32, y.rows() as u32, 1], block: 256, shared: 0 };
+    context.launch(&sources::BIAS, &[], "add_bias", launch, args![y, bias, n, y.stride()])
+}
+
 /// What the rotary embedding's kernels read of an attention layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
@@ -308,4 +319,36 @@ pub fn random_normal(context: &Context, to: Filled, spread: f32, seed: u64, purp
     let arguments = args![wide, narrow, elements as u64, cols, stride, spread, seed, purpose];
     let launch = Launch::new(elements.div_ceil(512), 256);
     context.launch(&sources::ADAMW, &[("MOMENTS", 32)], "random_normal", launch, arguments)
+}
+
+/// An adapter's dropout in a pass: the mask of an element depends on these and on its place in the whole batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// The probability that an element is dropped.
+    pub p: f32,
+    /// Seed and count of the pass.
+    pub pass: (u64, u64),
+    /// The adapter's stream.
+    pub stream: u32,
+    /// Where the rows begin in the batch.
+    pub first_row: usize,
+}
+
+/// `y = x · mask / (1 - p)`, or `y += …`.
+///
+/// # Errors
+/// When the launch fails.
+pub fn dropout(context: &Context, y: View<bf16>, x: View<bf16>, mask: Mask, add: bool) -> Result<()> {
+    context.kind(Kind::Adapter);
+    let (seed, count) = mask.pass;
+    // As rng.rs has it: the count's high bits go into the key.
+    let key = seed ^ (count >> 32).rotate_left(32);
+    let cols = x.cols();
+    #[rustfmt::skip]
+    let arguments = args![
+        y, x, cols, y.stride(), x.stride(), mask.first_row as u64, mask.p, key, mask.stream, count as u32
+    ];
+    let defines: &[(&str, i64)] = if add { &[("ADD", 1)] } else { &[] };
+    let launch = Launch { grid: [cols.div_ceil(2048) as u32, x.rows() as u32, 1], block: 256, shared: 0 };
+    context.launch(&sources::DROPOUT, defines, "dropout", launch, arguments)
 }

@@ -27,7 +27,10 @@ impl Decoder {
             }
             Place::Matrix { view, .. } => (Some(view), None),
             Place::Vector { view, .. } => (None, Some(view)),
-            Place::Packed(packed) => (Some(self.slab.take(packed.rows, packed.cols, 0)?), None),
+            Place::Packed(packed) => {
+                let [rows, cols] = packed.shape();
+                (Some(self.slab.take(rows, cols, 0)?), None)
+            }
         };
         let wide = storage == Storage::F32 || self.options.masters;
         let (rows, cols) = match (copy, vector) {
@@ -82,18 +85,18 @@ impl Decoder {
     /// When it was not adopted, or there is no memory for its gradient.
     pub fn begin(&mut self, slot: Slot) -> Result<()> {
         let index = self.adopted(slot)?;
-        let trainable = &mut self.trainables[index];
-        if trainable.trains {
+        if self.trainables[index].trains {
             return Ok(());
         }
         self.context.bind()?;
+        self.forget_plans()?;
+        let trainable = &mut self.trainables[index];
         let (rows, cols) = (trainable.rows, trainable.cols);
         if let Some(own) = &mut trainable.own {
             trainable.grad = Grad::Wide(own.zeros(rows, cols, 0)?);
         }
         trainable.trains = true;
         self.connect(slot, Some(index));
-        self.forget_plans();
         Ok(())
     }
 
@@ -121,12 +124,14 @@ impl Decoder {
             }
         }
         self.connect(slot, None);
-        self.forget_plans();
-        Ok(())
+        self.forget_plans()
     }
 
-    /// Lets an adapter's matrices train or stop, by their names.
-    pub fn set_active(&mut self, trains: impl Fn(&str) -> bool) {
+    /// Lets adapters' matrices train or stop, by their names.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn set_active(&mut self, trains: impl Fn(&str) -> bool) -> Result<()> {
         for trainable in self.trainables.iter_mut().filter(|trainable| trainable.key.1 > 0) {
             let now = trains(&trainable.name);
             if trainable.trains && !now {
@@ -134,7 +139,7 @@ impl Decoder {
             }
             trainable.trains = now;
         }
-        self.forget_plans();
+        self.forget_plans()
     }
 
     fn adopted(&self, slot: Slot) -> Result<usize> {
@@ -144,10 +149,11 @@ impl Decoder {
         }
     }
 
-    /// What was planned and tabled for what trained before.
-    fn forget_plans(&mut self) {
+    /// What was planned and tabled for what trained before goes, and the activations' memory for what begins now.
+    fn forget_plans(&mut self) -> Result<()> {
         (self.plan, self.room) = (None, None);
         self.optimizer.tables.clear();
+        self.release_arena()
     }
 
     fn part_mut(&mut self, (block, role): Slot) -> Option<&mut super::group::Part> {
@@ -171,13 +177,7 @@ impl Decoder {
             part.trained = trained;
             return;
         }
-        let weight_of = |role| match role {
-            Role::QBias => Some(Role::Q),
-            Role::KBias => Some(Role::K),
-            Role::VBias => Some(Role::V),
-            _ => None,
-        };
-        if let Some(part) = weight_of(slot.1).and_then(|role| self.part_mut((slot.0, role))) {
+        if let Some(part) = slot.1.biases().and_then(|role| self.part_mut((slot.0, role))) {
             part.bias = trained;
             return;
         }

@@ -50,6 +50,26 @@ pub enum Role {
     Down,
     FinalNorm,
     Head,
+    OBias,
+    GateBias,
+    UpBias,
+    DownBias,
+}
+
+impl Role {
+    /// The weight whose bias it is, if it is one.
+    pub fn biases(self) -> Option<Self> {
+        Some(match self {
+            Self::QBias => Self::Q,
+            Self::KBias => Self::K,
+            Self::VBias => Self::V,
+            Self::OBias => Self::O,
+            Self::GateBias => Self::Gate,
+            Self::UpBias => Self::Up,
+            Self::DownBias => Self::Down,
+            _ => return None,
+        })
+    }
 }
 
 /// A weight's place: its block, if it is in one, and its part.
@@ -68,6 +88,8 @@ pub enum Storage {
         /// Double quantisation.
         double: bool,
     },
+    /// 8 bits and a scale a row.
+    Int8,
 }
 
 /// An adapter beside a frozen weight.
@@ -77,6 +99,10 @@ pub struct AdapterSpec {
     pub rank: usize,
     /// Factor on `B·A`.
     pub scale: f32,
+    /// Probability that an input of the adapter is dropped while training.
+    pub dropout: f32,
+    /// Tells this adapter's dropout from every other's.
+    pub dropout_stream: u32,
     /// Name of A.
     pub a: String,
     /// Name of B.
@@ -136,6 +162,8 @@ impl ModelShape {
             Role::K | Role::V => [kv, self.hidden],
             Role::QBias => [1, q],
             Role::KBias | Role::VBias => [1, kv],
+            Role::OBias | Role::DownBias => [1, self.hidden],
+            Role::GateBias | Role::UpBias => [1, self.intermediate],
             Role::QNorm | Role::KNorm => [1, self.dim],
             Role::O => [self.hidden, q],
             Role::Gate | Role::Up => [self.intermediate, self.hidden],

@@ -5,6 +5,7 @@ use half::bf16;
 use super::arena::{Arena, Mark};
 use super::block::{Block, Kept, Level, Pass};
 use super::decoder::Decoder;
+use super::group::Dropping;
 use super::memory::View;
 use super::offload::RING;
 use super::ops;
@@ -34,6 +35,7 @@ impl Decoder {
             table: self.rope_view(),
             mlp_rows: plan.mlp_rows,
             first,
+            dropping: Some(Dropping { pass: self.dropout, first_row: 0 }),
         };
         let lowest = self.lowest();
         // The first blocks, whose inputs wait on the host; three buffers take turns for them.

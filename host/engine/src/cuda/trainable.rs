@@ -121,6 +121,11 @@ impl Trainable {
         }
     }
 
+    /// Its place in the model, if it is a weight and not an adapter's matrix.
+    pub fn whole(&self) -> Option<Slot> {
+        (self.key.1 == 0).then_some(self.key.0)
+    }
+
     /// Whether it trains now.
     pub fn trains(&self) -> bool {
         self.trains

@@ -72,6 +72,28 @@ impl Card {
         Self::with(context, base, plan, seed, options, None, observer)
     }
 
+    /// The same for a run whose plan is revised: what trains whole is frozen until [`Card::follow`].
+    ///
+    /// # Errors
+    /// As [`Card::build`].
+    pub fn to_revise(
+        context: &Context,
+        base: &BaseModel,
+        plan: &Plan,
+        seed: u64,
+        options: CardOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let mut frozen = plan.clone();
+        for entry in frozen.entries.iter_mut().filter(|entry| entry.treatment == Treatment::Train) {
+            entry.treatment = Treatment::Frozen;
+        }
+        let mut card = Self::with(context, base, &frozen, seed, options, None, observer)?;
+        card.adopt(base, plan)?;
+        card.decoder.watch(true);
+        Ok(card)
+    }
+
     /// The same to ask it only: what trained is as `trained` has it, and has no gradients.
     ///
     /// # Errors
@@ -167,6 +189,17 @@ impl Card {
         &mut self.decoder
     }
 
+    /// Sets the numbers of a tensor that can train.
+    pub(super) fn set_value(&mut self, index: usize, values: &[f32]) -> Result<(), EngineError> {
+        let Some(trainable) = self.decoder.trainables().get(index) else { return Ok(()) };
+        trainable.set_value(self.decoder.context(), values)
+    }
+
+    /// Notes how a tensor that can train stands in files.
+    pub(super) fn note_file(&mut self, name: &str, shape: Vec<usize>, storage: Storage) {
+        self.files.insert(name.into(), (shape, storage));
+    }
+
     /// How the optimiser updates.
     pub fn set_optimizer(&mut self, options: AdamWOptions) {
         self.optimizer = options;
@@ -179,7 +212,7 @@ impl Card {
     /// # Errors
     /// When there is no memory for the states, or the device fails.
     pub fn prepare(&mut self, room: Option<u64>) -> Result<u64, EngineError> {
-        let all = 0..self.decoder.trainables().len();
+        let all = self.decoder.active().into_iter();
         let updates: Vec<Update> = all.map(|index| Update { index, lr: 0.0, weight_decay: 0.0 }).collect();
         self.decoder.prepare(&updates)?;
         let found = self.decoder.settle_room()?;
@@ -190,7 +223,7 @@ impl Card {
         Ok(found as u64)
     }
 
-    /// How many numbers train.
+    /// How many numbers train or once did.
     pub fn parameters(&self) -> u64 {
         self.decoder.trainables().iter().map(|trainable| trainable.len() as u64).sum()
     }
@@ -218,13 +251,14 @@ impl Card {
         Ok(by_kind(&self.decoder, batch, activations as u64))
     }
 
-    /// The gradients of `batches`, clipped to `max_grad_norm` if that is above 0, and the update. `rate` is the learning rate
+    /// Step number `step`, from 1: the gradients of `batches`, clipped to `max_grad_norm` if that is above 0, and the update. `rate` is the learning rate
     /// of a tensor by its name. Gives the losses and the gradients' norm before clipping.
     ///
     /// # Errors
     /// When a batch does not fit the model or the memory, or the loss or a gradient is not finite; nothing was updated then.
     pub fn step(
         &mut self,
+        step: u64,
         batches: &[Batch],
         rate: impl Fn(&str) -> f64,
         weight_decay: f64,
@@ -233,14 +267,15 @@ impl Card {
         let targets: usize = batches.iter().map(Batch::target_count).sum();
         self.decoder.clear_grads();
         let mut loss = LossSum::default();
-        for batch in batches {
+        for (i, batch) in batches.iter().enumerate() {
+            self.decoder.set_dropout(self.optimizer.seed, super::step::pass_count(step, i));
             loss += self.decoder.accumulate(batch, 1.0 / targets.max(1) as f32)?;
         }
         let grad_norm = self.decoder.grad_norm()?;
         let clip = super::step::clip(max_grad_norm, grad_norm);
-        let names = self.decoder.trainables().iter().enumerate();
-        let updates: Vec<Update> =
-            names.map(|(index, trainable)| Update { index, lr: rate(&trainable.name), weight_decay }).collect();
+        let all = self.decoder.active().into_iter();
+        let lr = |index: usize| self.decoder.trainables().get(index).map_or(0.0, |trainable| rate(&trainable.name));
+        let updates: Vec<Update> = all.map(|index| Update { index, lr: lr(index), weight_decay }).collect();
         self.decoder.update(&self.optimizer, &updates, clip as f32)?;
         Ok((loss, grad_norm))
     }
@@ -250,7 +285,8 @@ impl Card {
     /// # Errors
     /// When the device fails.
     pub fn trainable(&self) -> Result<Vec<NamedTensor>> {
-        let tensors = self.decoder.trainables().iter().map(|trainable| {
+        let all = self.decoder.in_order().into_iter();
+        let tensors = all.filter_map(|index| self.decoder.trainables().get(index)).map(|trainable| {
             let (shape, storage) = self.files.get(&trainable.name).ok_or_else(|| missing(&trainable.name))?;
             let values = trainable.value(self.decoder.context()).map_err(failed)?;
             let data = match storage {
@@ -343,7 +379,7 @@ fn missing(name: &str) -> Error {
     Error::internal(format!("there is no `{name}` on the card"))
 }
 
-fn failed(error: EngineError) -> Error {
+pub(super) fn failed(error: EngineError) -> Error {
     Error::train(error.to_string())
 }
 
@@ -365,7 +401,7 @@ fn load(builder: &mut Builder, base: &BaseModel, info: &TensorInfo, entry: &Entr
         Weight::F32(values) => builder.load(slot, Data::F32(&values)).map_err(fit),
         Weight::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
         Weight::Nf4(packed) => builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit),
-        other => Err(Error::internal(format!("`{}` was read as {}", info.name, other.format()))),
+        Weight::Int8(packed) => builder.load(slot, Data::Int8(packed.codes(), packed.absmax())).map_err(fit),
     }
 }
 

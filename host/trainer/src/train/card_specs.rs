@@ -38,13 +38,10 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
                     return Err(Error::plan(format!("`{}`: DoRA does not run on a GPU yet", info.name))
                         .help(format!("set policy.dora to false, {on_cpu}")));
                 }
-                Treatment::Adapt(spec) if spec.dropout > 0.0 => {
-                    return Err(Error::plan(format!("`{}`: dropout in adapters does not run on a GPU yet", info.name))
-                        .help(format!("set policy.dropout to 0, {on_cpu}")));
-                }
                 Treatment::Adapt(spec) => {
                     let AdapterNames { a, b, .. } = AdapterNames::of(&info.name);
-                    cuda::Treatment::Adapt(cuda::AdapterSpec { rank: spec.rank, scale: spec.scale() as f32, a, b })
+                    let (rank, scale, dropout) = (spec.rank, spec.scale() as f32, spec.dropout as f32);
+                    cuda::Treatment::Adapt(cuda::AdapterSpec { rank, scale, dropout, dropout_stream: i as u32, a, b })
                 }
             };
             let storage = match entry.storage {
@@ -67,17 +64,15 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
                     ))
                     .help(format!("leave storage.block_size out, {on_cpu}")));
                 }
-                Storage::Int8 => {
-                    return Err(Error::plan(format!("`{}`: int8 storage does not run on a GPU yet", info.name))
-                        .help(format!("set storage.frozen to \"nf4\" or \"bf16\", {on_cpu}")));
-                }
+                Storage::Int8 => cuda::Storage::Int8,
             };
             Ok(TensorSpec { slot: (info.block, role), name: info.name.clone(), treatment, storage })
         })
         .collect()
 }
 
-fn role(info: &TensorInfo) -> Option<Role> {
+/// A tensor's part in the card's model, if it knows one.
+pub(super) fn role(info: &TensorInfo) -> Option<Role> {
     Some(match (info.role.as_str(), info.kind == Kind::Bias) {
         ("embed_tokens", false) => Role::Embedding,
         ("input_layernorm", false) => Role::InputNorm,
@@ -87,6 +82,10 @@ fn role(info: &TensorInfo) -> Option<Role> {
         ("q_proj", true) => Role::QBias,
         ("k_proj", true) => Role::KBias,
         ("v_proj", true) => Role::VBias,
+        ("o_proj", true) => Role::OBias,
+        ("gate_proj", true) => Role::GateBias,
+        ("up_proj", true) => Role::UpBias,
+        ("down_proj", true) => Role::DownBias,
         ("q_norm", false) => Role::QNorm,
         ("k_norm", false) => Role::KNorm,
         ("o_proj", false) => Role::O,

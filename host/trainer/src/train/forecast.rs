@@ -206,6 +206,7 @@ fn alone(tokens: usize) -> Batch {
 
 fn in_words(ways: &Ways) -> String {
     let room = "or make room on the card (nvidia-smi lists who holds what)";
+    let memory = |bytes: u64| memory(bytes + MARGIN);
     match ways {
         Ways::Any(settings) => {
             let each: Vec<_> = settings.iter().map(|(set, bytes)| format!("{set} ({})", memory(*bytes))).collect();

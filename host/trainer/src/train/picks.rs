@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::build::{adapter, read as read_weight};
-use super::trainable::Trainable;
 use super::{Stepper, build};
 use crate::config::Config;
 use crate::hash::hex;
@@ -146,9 +145,13 @@ impl Picker {
     }
 
     /// Makes the stepper train what the plan says now.
-    pub fn follow(&self, stepper: &mut Stepper) {
-        stepper.follow(&self.memory.plan);
+    ///
+    /// # Errors
+    /// As [`Stepper::follow`].
+    pub fn follow(&self, base: &BaseModel, stepper: &mut Stepper) -> Result<()> {
+        stepper.follow(base, &self.memory.plan)?;
         stepper.norms = Some(self.memory.norms.clone());
+        Ok(())
     }
 
     /// The plan as far as results go.
@@ -220,10 +223,16 @@ impl Picker {
         };
         let anew = stored_anew(&self.memory, &memory.plan).map_err(|error| error.at(&before))?;
         memory.treat().map_err(|error| error.at(&before))?;
-        self.memory = memory;
-        store_anew(&mut stepper.decoder, &self.memory.plan, base, &anew)?;
-        add_adapters(&mut stepper.decoder, &self.memory.plan, base, config.seed)?;
-        self.follow(stepper);
+        if let Some(card) = stepper.card() {
+            card.borrow().can_follow(base, &memory.plan).map_err(|error| error.at(&before))?;
+            card.borrow_mut().adopt(base, &memory.plan).map_err(|error| error.at(&before))?;
+            self.memory = memory;
+        } else {
+            self.memory = memory;
+            store_anew(&mut stepper.decoder, &self.memory.plan, base, &anew)?;
+            add_adapters(&mut stepper.decoder, &self.memory.plan, base, config.seed)?;
+        }
+        self.follow(base, stepper)?;
         let count = |wanted: fn(&Treatment) -> bool| {
             self.memory.plan.entries.iter().filter(|entry| wanted(&entry.treatment)).count()
         };
@@ -231,7 +240,7 @@ impl Picker {
             step,
             pick: self.memory.picks,
             plan: self.memory.plan.hash(),
-            trainable_parameters: Trainable::now(&stepper.decoder).parameters(),
+            trainable_parameters: stepper.parameters_now(),
             trained_tensors: count(|treatment| *treatment == Treatment::Train),
             adapted_tensors: count(|treatment| matches!(treatment, Treatment::Adapt(_))),
             plugin_s: self.policy.seconds() - in_plugin,

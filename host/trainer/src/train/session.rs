@@ -110,7 +110,7 @@ impl<'a> Session<'a> {
             (state, Sampler::new(lengths, sampling)?, RunLog::create(&directory.path)?)
         };
         if let Some(picker) = &prepared.picker {
-            picker.follow(&mut stepper);
+            picker.follow(&prepared.base, &mut stepper)?;
         }
         let schedule = Schedule::new(&config.schedule, total_steps);
         let room = stepper.prepare(state.card_room).map_err(|error| memory_error(error, "training", &prepared.plan))?;
@@ -219,6 +219,8 @@ impl<'a> Session<'a> {
         let Some(picker) = self.prepared.picker.as_mut().filter(|picker| picker.due(step)) else { return Ok(()) };
         let (base, total) = (&self.prepared.base, self.total_steps);
         let record = picker.pick(step, total, base, self.config, &mut self.stepper, observer)?;
+        let room = self.stepper.prepare(None);
+        self.state.card_room = room.map_err(|error| memory_error(error, "what is to train", &self.prepared.plan))?;
         self.tell(&Event::Pick(&record), observer)
     }
 

@@ -6,11 +6,11 @@ use liftplan_engine::cuda::Context;
 use super::card::{Card, CardOptions};
 use super::prepare::Prepared;
 use super::{Stepper, build, forecast};
+use crate::Result;
 use crate::config::Config;
 use crate::data::{self, Dataset, Dealing, Sampler};
 use crate::plan::memory::Work;
 use crate::report::{Event, Observer};
-use crate::{Error, Result};
 
 /// The model on the processor, with what updates it.
 pub(super) fn on_processor(
@@ -36,13 +36,6 @@ pub(super) fn on_card(
     observer: &mut dyn Observer,
 ) -> Result<Stepper> {
     let (base, plan, options) = (&prepared.base, &prepared.plan, CardOptions::of(config));
-    if let Some(_picker) = &prepared.picker {
-        return Err(Error::plan(format!(
-            "policy `{}` revises its plan while training, which does not run on a GPU yet",
-            plan.origin.policy
-        ))
-        .help("set device to \"cpu\""));
-    }
     forecast::check(
         &forecast::Place::of(context)?,
         &forecast::Run { base, plan: plan.clone(), options, batch: largest.clone() },
@@ -50,7 +43,11 @@ pub(super) fn on_card(
     for note in notes(config) {
         observer.on(&Event::Note(note));
     }
-    let card = Card::build(context, base, plan, config.seed, options, observer)?;
+    let card = match &prepared.picker {
+        // All that ever trained has its place, so that a checkpoint's numbers find it.
+        Some(picker) => Card::to_revise(context, base, &picker.result(), config.seed, options, observer)?,
+        None => Card::build(context, base, plan, config.seed, options, observer)?,
+    };
     Stepper::on_card(card, plan, config)
 }
 

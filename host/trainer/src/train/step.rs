@@ -14,6 +14,7 @@ use super::trainable::{self, OptimizerTensors, Trainable};
 use super::{AdapterNames, Model, not_finite};
 use crate::checkpoint::{State, Store, TensorFile};
 use crate::config::{Bf16Update, Config};
+use crate::model::BaseModel;
 use crate::plan::memory::Memory;
 use crate::plan::{Plan, Treatment};
 use crate::policy::Norms;
@@ -78,13 +79,32 @@ impl Stepper {
     }
 
     /// Goes on by another plan: parameters start or stop training, and the optimiser forgets those that stop.
-    pub fn follow(&mut self, plan: &Plan) {
+    ///
+    /// # Errors
+    /// When a card has no memory for it.
+    pub fn follow(&mut self, base: &BaseModel, plan: &Plan) -> Result<()> {
         self.lines = lines(plan);
+        if let Some(card) = &self.card {
+            return card.borrow_mut().follow(base, plan);
+        }
         for param in self.decoder.params_mut() {
             let trains = self.lines.contains_key(param.name());
             param.set_trained(trains);
         }
         self.optimizer.retain(|name| self.lines.contains_key(name));
+        Ok(())
+    }
+
+    /// The model on a GPU, if it is on one.
+    pub(super) fn card(&self) -> Option<&RefCell<Card>> {
+        self.card.as_ref()
+    }
+
+    /// How many numbers train now.
+    pub fn parameters_now(&self) -> u64 {
+        let Some(card) = &self.card else { return Trainable::now(&self.decoder).parameters() };
+        let card = card.borrow();
+        card.decoder().trainables().iter().filter(|t| t.trains()).map(|trainable| trainable.len() as u64).sum()
     }
 
     /// A stepper for a model that was built by `plan` on a GPU.
@@ -176,8 +196,21 @@ impl Stepper {
         let tokens = batches.iter().map(|batch| batch.tokens() as u64).sum();
         if let Some(card) = &self.card {
             let rate = |name: &str| lr * self.lines.get(name).map_or(1.0, |line| line.rate);
-            let done = card.borrow_mut().step(batches, rate, self.weight_decay, self.max_grad_norm);
+            let done = card.borrow_mut().step(step, batches, rate, self.weight_decay, self.max_grad_norm);
             let (loss, grad_norm) = done.map_err(failed)?;
+            if let Some(norms) = &mut self.norms {
+                let card = card.borrow();
+                let mut squares: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
+                for (index, [gradient, update]) in card.decoder().squares() {
+                    let name = card.decoder().trainables().get(index).map_or("", |trainable| &trainable.name);
+                    let Some(line) = self.lines.get(name) else { continue };
+                    let sums = squares.entry(&line.tensor).or_default();
+                    (sums[0], sums[1]) = (sums[0] + gradient, sums[1] + update);
+                }
+                for (tensor, [gradient, update]) in squares {
+                    norms.add(tensor, gradient, update);
+                }
+            }
             return Ok(StepOutcome { loss, grad_norm, tokens });
         }
         let targets: usize = batches.iter().map(Batch::target_count).sum();
@@ -188,8 +221,7 @@ impl Stepper {
             let options = StepOptions {
                 grad_scale: 1.0 / targets.max(1) as f32,
                 keep: self.keep,
-                // A count of its own for each micro-batch, the same after a resume.
-                dropout: Some((self.seed, step << 16 | i as u64)),
+                dropout: Some((self.seed, pass_count(step, i))),
             };
             loss += self.decoder.accumulate(batch, options).map_err(|error| {
                 let is_not_finite = matches!(error, EngineError::NotFinite { .. });
@@ -227,6 +259,11 @@ impl Stepper {
         }
         Ok(StepOutcome { loss, grad_norm, tokens })
     }
+}
+
+/// A count of its own for each micro-batch, the same after a resume and on every device.
+pub(super) fn pass_count(step: u64, micro_batch: usize) -> u64 {
+    step << 16 | micro_batch as u64
 }
 
 /// The factor on gradients of this norm, as torch's clip_grad_norm_, its small constant included.
