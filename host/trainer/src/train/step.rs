@@ -339,6 +339,10 @@ fn train_error(error: EngineError, step: u64) -> Error {
             "lower train.micro_batch_tokens, set train.micro_batch_examples to 1 or data.max_length lower, keep frozen weights \
              in 4 bits by storage.frozen = \"nf4\", or make room on the card",
         ),
+        EngineError::Device { .. } => Error::train(format!("step {step}: the GPU failed: {error}")).help(
+            "the same command with --resume goes on from the newest checkpoint, to the bit (train.checkpoint_every makes some); if \
+             it happens again at the same step, report it",
+        ),
         other => Error::train(format!("step {step}: {other}")),
     }
 }
