@@ -97,7 +97,7 @@ def mischief(what):
 STOPPED, ANY = "in make-plan: it broke off", ""
 LIMITS = {"loop": ["`plugins.fuel`"], "memory": [STOPPED, "`plugins.memory_mib`"], "deep": [STOPPED], "random": [ANY]}
 CASES = {
-    "js": {"clock": [STOPPED], "globals": ["0"], "network": [STOPPED, "0"], **LIMITS},
+    "js": {"clock": [STOPPED], "globals": ["0.0"], "network": [STOPPED, "0.0"], **LIMITS},
     "python": {
         **{"clock": [STOPPED], "file": [STOPPED, "0.0"], "folder": [STOPPED, "0.0"], "environment": ["0.0"]},
         **{"network": [STOPPED, "0.0"]},

@@ -33,7 +33,7 @@ def scan(program, model):
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, {row["name"]: row["score"] for row in json.loads(done.stdout)["rows"]}
+    return wall, cpu, {row["tensor"]: row["score"] for row in json.loads(done.stdout)["rows"]}
 
 
 def svdvals(matrices):

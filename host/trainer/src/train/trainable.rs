@@ -202,3 +202,71 @@ impl TensorSource for OptimizerTensors<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use liftplan_engine::optim::{AdamWOptions, Bf16Update, LEAST_FOR_PAGES};
+
+    use super::*;
+    use crate::checkpoint::tensors;
+
+    /// Pages that count how often they were let go of.
+    struct Counted(Vec<u32>, Arc<AtomicUsize>);
+
+    impl Pages for Counted {
+        fn bytes(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+
+        fn bytes_mut(&mut self) -> &mut [u8] {
+            bytemuck::cast_slice_mut(&mut self.0)
+        }
+
+        fn release(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn states_in_pages_are_let_go_of_once_they_are_read_or_written() {
+        let released = Arc::new(AtomicUsize::new(0));
+        let options = AdamWOptions { betas: (0.9, 0.999), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 0 };
+        let paged = || {
+            let mut optimizer = AdamW::new(options);
+            let released = released.clone();
+            optimizer
+                .set_pages(Arc::new(move |bytes| Ok(Box::new(Counted(vec![0; bytes / 4], released.clone())) as _)));
+            optimizer
+        };
+        let mut optimizer = paged();
+        let numbers: Vec<f32> = (0..LEAST_FOR_PAGES).map(|i| i as f32).collect();
+        let moment = |len: usize| Moment::F32(numbers[..len].to_vec().into());
+        for (name, len) in [("large", LEAST_FOR_PAGES), ("small", 8)] {
+            let state = State { first: moment(len), second: moment(len), master: None, updates: 3 };
+            optimizer.set_state(name.into(), state).unwrap();
+        }
+        assert_eq!(released.swap(0, Ordering::Relaxed), 2, "both moments of the large one");
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("optimizer.safetensors");
+        tensors::write(&path, &BTreeMap::new(), &OptimizerTensors::of(&optimizer)).unwrap();
+        assert_eq!(released.swap(0, Ordering::Relaxed), 2, "as they were written");
+
+        let mut again = paged();
+        let file = TensorFile::open(&path).unwrap();
+        OptimizerTensors::each(&file, |name, state| {
+            again.set_state(name, state).unwrap();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(released.load(Ordering::Relaxed), 2, "as they were read");
+        let of =
+            |optimizer: &AdamW| OptimizerTensors::of(optimizer).0.into_iter().map(|t| t.bytes.into_owned()).collect();
+        let (before, after): (Vec<_>, Vec<_>) = (of(&optimizer), of(&again));
+        assert_eq!(before, after);
+    }
+}
