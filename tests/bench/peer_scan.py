@@ -1,8 +1,9 @@
 """`liftplan scan` and NumPy's svdvals on the same matrices, in turns; see tests/bench/scan.sh.
 
-    peer_scan.py LIFTPLAN MODEL.gguf --rounds N
+    OPENBLAS_NUM_THREADS=1 peer_scan.py LIFTPLAN MODEL.gguf --rounds N --threads T
 
-Prints each round as it ends, then a table of medians.
+NumPy takes T matrices at a time, each on one thread: it lets go of the interpreter's lock meanwhile, and OpenBLAS's own threads
+wait for each other by spinning, which costs many times as much wherever a core has anything else to do. Prints each round as it ends, then a table of medians.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,11 @@ def scan(program, model):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run(
-        [program, "scan", model, "--json"], stdout=subprocess.PIPE, check=True, env={**os.environ, "LIFTPLAN_CACHE": ""}
+        [program, "scan", model, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        env={**os.environ, "LIFTPLAN_CACHE": ""},
     )
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -36,15 +42,14 @@ def scan(program, model):
     return wall, cpu, {row["tensor"]: row["score"] for row in json.loads(done.stdout)["rows"]}
 
 
-def svdvals(matrices):
-    """Wall and processor seconds of NumPy's singular values, and the ratios that they give."""
-    found = {}
-    start, cpu = time.perf_counter(), time.process_time()
-    values = {name: np.linalg.svdvals(matrix) for name, matrix in matrices.items()}
-    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    for name, s in values.items():
-        found[name] = snr_of(s.astype(np.float64), matrices[name].shape)
-    return wall, cpu, found
+def svdvals(matrices, threads):
+    """Wall and processor seconds of NumPy's singular values, largest matrices first, and the ratios that they give."""
+    names = sorted(matrices, key=lambda name: -matrices[name].size)
+    with ThreadPoolExecutor(threads) as pool:
+        start, cpu = time.perf_counter(), time.process_time()
+        values = list(pool.map(lambda name: np.linalg.svdvals(matrices[name]), names))
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return wall, cpu, {name: snr_of(s.astype(np.float64), matrices[name].shape) for name, s in zip(names, values)}
 
 
 def main():
@@ -52,14 +57,15 @@ def main():
     parser.add_argument("program")
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     plain = dict(weights(args.model))
     kinds = {kind.__name__: {name: m.astype(kind) for name, m in plain.items()} for kind in NUMPY}
     times = {}
-    print(f"{len(plain)} matrices, {os.environ.get('OPENBLAS_NUM_THREADS')} threads, NumPy {np.__version__}", flush=True)
+    print(f"{len(plain)} matrices, {args.threads} threads, NumPy {np.__version__}", flush=True)
     for number in range(args.rounds):
         for title, run in [("liftplan scan", lambda: scan(args.program, args.model))] + [
-            (f"NumPy svdvals, {kind}", lambda kind=kind: svdvals(kinds[kind])) for kind in kinds
+            (f"NumPy svdvals, {kind}", lambda kind=kind: svdvals(kinds[kind], args.threads)) for kind in kinds
         ]:
             wall, cpu, found = run()
             times.setdefault(title, []).append((wall, cpu))
