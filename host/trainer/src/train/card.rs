@@ -2,23 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use liftplan_engine::cuda::nf4::Parts;
-use liftplan_engine::cuda::{self, Builder, Context, Data, MomentFormat, Options, Slot, TensorSpec, Update};
+use liftplan_engine::cuda::{self, Builder, Context, MomentFormat, Options, TensorSpec, Update};
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamWOptions};
-use liftplan_engine::storage::nf4::Scales;
-use liftplan_engine::{Batch, EngineError, Nf4, Nf4Options, Weight};
+use liftplan_engine::{Batch, EngineError};
 
 use super::AdapterNames;
-use super::build::{initial_a, read};
+use super::build::initial_a;
+use super::card_load::{load, load_trained};
 pub use super::card_specs::check;
 use super::card_specs::{shape, specs};
 use crate::checkpoint::{NamedTensor, TensorData, TensorFile};
 use crate::config::{Bf16Update, Config};
 use crate::model::BaseModel;
-use crate::model::inventory::TensorInfo;
 use crate::plan::memory::Memory;
-use crate::plan::{Entry, Plan, Storage, Treatment};
+use crate::plan::{Plan, Storage, Treatment};
 use crate::report::{Event, Observer};
 use crate::{Error, Result};
 
@@ -381,46 +379,6 @@ fn missing(name: &str) -> Error {
 
 pub(super) fn failed(error: EngineError) -> Error {
     Error::train(error.to_string())
-}
-
-/// Reads one tensor and copies it to its place. The card packs what is to be kept in 4 bits, unless the checkpoint has it so.
-fn load(builder: &mut Builder, base: &BaseModel, info: &TensorInfo, entry: &Entry, slot: Slot) -> Result<()> {
-    let fit = |error: EngineError| Error::model(format!("`{}`: {error}", info.name));
-    if let (Storage::Nf4 { block_size, double_quantization }, Some(Weight::Nf4(packed))) =
-        (entry.storage, base.packed(&info.name)?)
-        && packed.options() == (Nf4Options { block_size, double_quantization })
-    {
-        return builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit);
-    }
-    // The card packs what is bf16, which is what it reads. The rest is packed here, so that its codes are those of its own numbers.
-    let storage = match entry.storage {
-        Storage::Nf4 { .. } if info.dtype == "bf16" => Storage::Bf16,
-        other => other,
-    };
-    match read(base, info, storage)? {
-        Weight::F32(values) => builder.load(slot, Data::F32(&values)).map_err(fit),
-        Weight::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
-        Weight::Nf4(packed) => builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit),
-        Weight::Int8(packed) => builder.load(slot, Data::Int8(packed.codes(), packed.absmax())).map_err(fit),
-    }
-}
-
-/// Copies to its place what a run made of a tensor.
-fn load_trained(builder: &mut Builder, file: &TensorFile, info: &TensorInfo, slot: Slot) -> Result<()> {
-    let fit = |error: EngineError| Error::output(format!("{}: `{}`: {error}", file.path().display(), info.name));
-    match file.get(&info.name)?.data {
-        TensorData::F32(values) => builder.load(slot, Data::F32(&values)).map_err(fit),
-        TensorData::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
-        other => Err(Error::output(format!("{}: `{}` is {:?}", file.path().display(), info.name, other.dtype()))),
-    }
-}
-
-/// A packed weight as the card takes it.
-fn parts(packed: &Nf4) -> Parts<'_> {
-    match packed.scales() {
-        Scales::Plain(scales) => Parts::Single(packed.codes(), scales),
-        Scales::Double { codes, absmax, offset } => Parts::Double(packed.codes(), codes, absmax, &[], *offset),
-    }
 }
 
 /// The error for the user, with what would need less memory.

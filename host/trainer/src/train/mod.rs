@@ -12,6 +12,7 @@ pub mod model;
 mod not_finite;
 pub mod schedule;
 pub mod trainable;
+mod card_load;
 mod card_picks;
 mod card_specs;
 mod directory;
