@@ -1,8 +1,7 @@
 // AdamW for all tensors that train in one launch, and the square of their gradients' norm.
 //
 // Traffic, bytes an element: gradient 2 or 4, value 2 or 4 read and written (and a bf16 copy of 2 written for the
-// products), moments 8, 4 or 2 read and written. Measured, H100: 2.5 TB/s with f32
-// moments, 82 % of what a copy reaches; 1.2 TB/s with bf16 moments, held up by the arithmetic of rounding.
+// products), moments 8, 4 or 2 read and written, all in words of 16 bytes a lane where rows allow it.
 //
 // A block takes a chunk of 8192 elements of one tensor; `chunks` says which. A warp takes 256 elements at a time, eight
 // neighbours a lane, which is one block of the 8-bit moments.
@@ -26,8 +25,9 @@ struct Tensor {
     u32 cols, copy_stride;
     float copy_scale;
     u32 flags;  // 1: bf16 gradient; 2: the master is kept at numbers that bf16 can hold; 4: the value is the copy
-    float shrink, step_size, inverse_root_correction2, beta1, beta2, eps;
-    u32 purpose, updates;
+    float shrink, step_size, inverse_root_correction2, beta2, eps;
+    float rest1, rest2;  // 1 - beta, rounded once
+    u32 purpose, updates, padding;
 };
 
 // The exact root and quotient take more instructions than all the rest; these err by two units of the last place.
@@ -39,13 +39,24 @@ static __device__ __forceinline__ float fast_sqrt(float x) {
 
 static __device__ __forceinline__ u32 word(const uint4& w, int i) { return i == 0 ? w.x : i == 1 ? w.y : i == 2 ? w.z : w.w; }
 
-// Adds 16 random bits below the last bit that bf16 keeps, and cuts.
-static __device__ __forceinline__ bf16 round_stochastically(float x, u32 random) {
-    u32 bits = __float_as_uint(x);
-    if ((bits & 0x7f800000u) == 0x7f800000u) return (bf16)(bits >> 16);
-    u32 up = (bits + (random & 0xffffu)) >> 16;
-    return (bf16)((up & 0x7f80u) == 0x7f80u ? bits >> 16 : up);
+// x with 16 random bits added below the last bit that bf16 keeps; the upper half is the rounded number. What is not
+// finite, or would no longer be, stays.
+static __device__ __forceinline__ u32 stir(float x, u32 random) {
+    u32 bits = __float_as_uint(x), low = random & 0xffffu;
+    return (bits & 0x7fffffffu) + low < 0x7f800000u ? bits + low : bits;
 }
+// The upper halves of two words.
+static __device__ __forceinline__ u32 upper_halves(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
+
+// Eight numbers rounded stochastically: four words.
+static __device__ __forceinline__ uint4 round8(const Eight& x, const u32 (&random)[8]) {
+    return make_uint4(upper_halves(stir(x.x[0], random[0]), stir(x.x[1], random[1])),
+                      upper_halves(stir(x.x[2], random[2]), stir(x.x[3], random[3])),
+                      upper_halves(stir(x.x[4], random[4]), stir(x.x[5], random[5])),
+                      upper_halves(stir(x.x[6], random[6]), stir(x.x[7], random[7])));
+}
+// Element i of eight in four words.
+static __device__ __forceinline__ bf16 half_of(const uint4& w, int i) { return (bf16)(word(w, i >> 1) >> (16 * (i & 1))); }
 
 static __device__ __forceinline__ Eight load8f(const float* p) {
     float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
@@ -56,21 +67,42 @@ static __device__ __forceinline__ void store8f(float* p, const Eight& v) {
     reinterpret_cast<float4*>(p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
 }
 
-// The index of the entry of a sorted map of 256 that is nearest to x.
-static __device__ __forceinline__ u32 nearest(const float* map, float x) {
-    u32 low = 0;
-#pragma unroll
-    for (u32 step = 128; step; step >>= 1)
-        if (map[low + step] <= x) low += step;
-    return low < 255 && x - map[low] > map[low + 1] - x ? low + 1 : low;
+#if MOMENTS == 8
+// The maps have a zero, a one, and in each of seven decades 10^(k-6)·(0.1 .. 1) twice as many evenly spread numbers as in
+// the one below; so the nearest entry's index is known up to one, and the entries beside it decide.
+struct Decade {
+    float scale, first;  // the index within the positive numbers is x·scale + first
+};
+
+// The index of the entry of a sorted map of 256 that is nearest to x. SIGNED: with negative numbers below the zero.
+template <bool SIGNED>
+static __device__ __forceinline__ u32 nearest(const float* map, const Decade* decades, float x) {
+    float size = fabsf(x);
+    int k = min(max((int)floorf(__log2f(size) * 0.30103f) + 7, 0), 6);
+    Decade decade = decades[k];
+    int place = (int)floorf(size * decade.scale + decade.first);
+    int middle = SIGNED ? (x < 0.f ? 126 - place : 128 + place) : 1 + place;
+    middle = min(max(middle, 1), 254);
+    float below = map[middle - 1], at = map[middle], above = map[middle + 1];
+    bool lower = x < at;
+    float low = lower ? below : at, high = lower ? at : above;
+    return middle - lower + (x - low > high - x);
 }
+#endif
 
 // maps[2][256]: of the first moments, of the second.
 extern "C" __global__ void __launch_bounds__(256, 3) adamw(
     const Tensor* tensors, const uint2* chunks, const float* maps, const float* grad_factor, u64 seed) {
 #if MOMENTS == 8
     __shared__ float map[512];
+    __shared__ Decade decades[14];
     map[threadIdx.x] = maps[threadIdx.x], map[256 + threadIdx.x] = maps[256 + threadIdx.x];
+    if (threadIdx.x < 14) {
+        int k = threadIdx.x % 7, shift = threadIdx.x / 7;  // the map without negative numbers has twice as many
+        float count = (float)(1 << (k + shift)), power = 1.f;
+        for (int i = k; i < 6; i++) power *= 10.f;
+        decades[threadIdx.x] = {power * count / 0.9f, count - (float)(1 << shift) - count / 9.f};
+    }
     __syncthreads();
 #endif
     uint2 chunk = chunks[blockIdx.x];
@@ -122,21 +154,36 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
         u64 block = (u64)chunk.y * 32 + part;
         float *max1 = reinterpret_cast<float*>(t.first_max) + block, *max2 = reinterpret_cast<float*>(t.second_max) + block;
         float old1 = *max1, old2 = *max2;
-        EACH m.x[i] = map[pm[i]] * old1, v.x[i] = map[256 + pv[i]] * old2;
+        uint2 codes1 = make_uint2(0, 0), codes2 = codes1;
+        if (whole) {
+            codes1 = *reinterpret_cast<const uint2*>(pm), codes2 = *reinterpret_cast<const uint2*>(pv);
+        } else {
+            EACH {
+                u32 &to1 = i < 4 ? codes1.x : codes1.y, &to2 = i < 4 ? codes2.x : codes2.y;
+                to1 |= (u32)pm[i] << (8 * (i & 3)), to2 |= (u32)pv[i] << (8 * (i & 3));
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u32 from1 = i < 4 ? codes1.x : codes1.y, from2 = i < 4 ? codes2.x : codes2.y;
+            m.x[i] = map[from1 >> (8 * (i & 3)) & 0xff] * old1, v.x[i] = map[256 + (from2 >> (8 * (i & 3)) & 0xff)] * old2;
+        }
 #endif
-        uint4 random[2];
+        u32 random[8];
         if (MOMENTS == 16 || !master || (t.flags & 2)) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 u64 group = at / 4 + half;
-                random[half] = philox(seed, (u32)group, (u32)(group >> 32), t.purpose, t.updates);
+                uint4 words = philox(seed, (u32)group, (u32)(group >> 32), t.purpose, t.updates);
+#pragma unroll
+                for (int i = 0; i < 4; i++) random[4 * half + i] = word(words, i);
             }
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             float x = g.x[i] * factor;
-            m.x[i] += (1.f - t.beta1) * (x - m.x[i]);
-            v.x[i] = t.beta2 * v.x[i] + (1.f - t.beta2) * x * x;
+            m.x[i] += t.rest1 * (x - m.x[i]);
+            v.x[i] = t.beta2 * v.x[i] + t.rest2 * x * x;
             float root = fast_sqrt(v.x[i]) * t.inverse_root_correction2 + t.eps;
             w.x[i] = w.x[i] * t.shrink - __fdividef(t.step_size * m.x[i], root);
         }
@@ -145,28 +192,40 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
         else EACH pm[i] = m.x[i], pv[i] = v.x[i];
 #elif MOMENTS == 16
         // The bits that rounding the value leaves over.
-        EACH {
-            u32 r = i < 4 ? word(random[0], i) : word(random[1], i - 4);
-            pm[i] = round_stochastically(m.x[i], r >> 16), pv[i] = round_stochastically(v.x[i], (r * 0x9E3779B1u) >> 16);
-        }
+        u32 random1[8], random2[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) random1[i] = random[i] >> 16, random2[i] = (random[i] * 0x9E3779B1u) >> 16;
+        uint4 rounded1 = round8(m, random1), rounded2 = round8(v, random2);
+        if (whole) *reinterpret_cast<uint4*>(pm) = rounded1, *reinterpret_cast<uint4*>(pv) = rounded2;
+        else EACH pm[i] = half_of(rounded1, i), pv[i] = half_of(rounded2, i);
 #else
         float new1 = 0.f, new2 = 0.f;
         EACH new1 = fmaxf(new1, fabsf(m.x[i])), new2 = fmaxf(new2, v.x[i]);
         new1 = warp_max(new1), new2 = warp_max(new2);
         if (lane == 0) *max1 = new1, *max2 = new2;
         float by1 = new1 > 0.f ? 1.f / new1 : 0.f, by2 = new2 > 0.f ? 1.f / new2 : 0.f;
-        EACH {
-            pm[i] = (u8)nearest(map, m.x[i] * by1);
+        codes1 = codes2 = make_uint2(0, 0);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u32 code1 = nearest<true>(map, decades, m.x[i] * by1), code2 = nearest<false>(map + 256, decades + 7, v.x[i] * by2);
             // A second moment that rounds to zero would let its element leap: the smallest entry instead.
-            u32 code = nearest(map + 256, v.x[i] * by2);
-            pv[i] = (u8)(code == 0 && v.x[i] > 0.f ? 1 : code);
+            code2 = code2 == 0 && v.x[i] > 0.f ? 1 : code2;
+            u32 &to1 = i < 4 ? codes1.x : codes1.y, &to2 = i < 4 ? codes2.x : codes2.y;
+            to1 |= code1 << (8 * (i & 3)), to2 |= code2 << (8 * (i & 3));
+        }
+        if (whole) {
+            *reinterpret_cast<uint2*>(pm) = codes1, *reinterpret_cast<uint2*>(pv) = codes2;
+        } else {
+            EACH {
+                u32 from1 = i < 4 ? codes1.x : codes1.y, from2 = i < 4 ? codes2.x : codes2.y;
+                pm[i] = (u8)(from1 >> (8 * (i & 3))), pv[i] = (u8)(from2 >> (8 * (i & 3)));
+            }
         }
 #endif
         if (master) {
             if (t.flags & 2) {
 #pragma unroll
-                for (int i = 0; i < 8; i++)
-                    w.x[i] = f32_of(round_stochastically(w.x[i], i < 4 ? word(random[0], i) : word(random[1], i - 4)));
+                for (int i = 0; i < 8; i++) w.x[i] = __uint_as_float(stir(w.x[i], random[i]) & 0xffff0000u);
             }
             if (whole) store8f(master, w); else EACH master[i] = w.x[i];
             if (copy) {
@@ -176,12 +235,9 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
                 else EACH copy[place(i)] = bf16_of(w.x[i]);
             }
         } else {
-            __align__(16) bf16 rounded[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                rounded[i] = round_stochastically(w.x[i], i < 4 ? word(random[0], i) : word(random[1], i - 4));
-            if (whole && aligned) *reinterpret_cast<uint4*>(copy + place(0)) = *reinterpret_cast<uint4*>(rounded);
-            else EACH copy[place(i)] = rounded[i];
+            uint4 rounded = round8(w, random);
+            if (whole && aligned) *reinterpret_cast<uint4*>(copy + place(0)) = rounded;
+            else EACH copy[place(i)] = half_of(rounded, i);
         }
     }
 }

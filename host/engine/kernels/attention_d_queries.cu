@@ -5,7 +5,8 @@
 
 extern "C" __global__ void attention_rows(const bf16* __restrict__ out, long long out_stride,
                                           const bf16* __restrict__ d_out, long long d_out_stride,
-                                          const float* __restrict__ lse, float2* __restrict__ rows, int heads, int tokens) {
+                                          const float* __restrict__ lse, const int* __restrict__ starts, int documents,
+                                          float2* __restrict__ rows, int heads, int tokens) {
     int lane = threadIdx.x & 31;
     long long at = (long long)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);  // token · heads + head
     if (at >= (long long)heads * tokens) return;
@@ -18,8 +19,10 @@ extern "C" __global__ void attention_rows(const bf16* __restrict__ out, long lon
     }
 #pragma unroll
     for (int offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
-    long long row = (at % heads) * tokens + at / heads;
-    if (lane == 0) rows[row] = make_float2(lse[row] * LOG2E, sum);
+    if (lane > 0) return;
+    int token = (int)(at / heads), head = (int)(at % heads), document = document_of(starts, documents, token);
+    float log_sum = lse[lse_place(starts[document], starts[document + 1], heads, head, token)];
+    rows[(long long)head * tokens + token] = make_float2(log_sum * LOG2E, sum);
 }
 
 #define KEYS_AT(step) (tiles_at + (step) % STAGES * 2 * TILE_BYTES(TILE))

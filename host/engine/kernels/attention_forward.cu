@@ -12,8 +12,7 @@
 
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1)
 attention_forward(const bf16* __restrict__ qkv, long long stride, int heads, int kv_heads, const int4* __restrict__ tiles,
-                  bf16* __restrict__ out, long long out_stride, float* __restrict__ lse, int tokens, float scale,
-                  int window) {
+                  bf16* __restrict__ out, long long out_stride, float* __restrict__ lse, float scale, int window) {
     extern __shared__ char memory[];
     const int4 tile = tiles[blockIdx.y];   // first row and end of the document, first row of the tile
     const int start = tile.x, end = tile.y, row0 = tile.z;
@@ -134,8 +133,8 @@ attention_forward(const bf16* __restrict__ qkv, long long stride, int heads, int
     sum_high += __shfl_xor_sync(~0u, sum_high, 2);
     write_rows(out + head * D, out_stride, row, end, o, 1.0f / sum_low, 1.0f / sum_high);
     if ((lane & 3) == 0) {
-        float* to = lse + (long long)head * tokens;
-        if (row < end) to[row] = max_low * scale + log2_fast(sum_low) * (1.0f / LOG2E);
-        if (row + 8 < end) to[row + 8] = max_high * scale + log2_fast(sum_high) * (1.0f / LOG2E);
+        float* to = lse + lse_place(start, end, heads, head, row);
+        if (row < end) to[0] = max_low * scale + log2_fast(sum_low) * (1.0f / LOG2E);
+        if (row + 8 < end) to[8] = max_high * scale + log2_fast(sum_high) * (1.0f / LOG2E);
     }
 }

@@ -8,22 +8,14 @@
 
 #define LANES 8  // 256 / 32
 
-static __device__ __forceinline__ int document_start(const int* starts, int documents, int row) {
-    int low = 0, high = documents;
-    while (high - low > 1) {
-        int middle = (low + high) >> 1;
-        if (starts[middle] <= row) low = middle; else high = middle;
-    }
-    return low;
-}
-
-// lse[heads, tokens]; qkv[tokens, stride], heads of q, then of k, then of v.
+// lse: see lse_place; qkv[tokens, stride], heads of q, then of k, then of v.
 extern "C" __global__ void attention_plain_forward(
     bf16* out, float* lse, const bf16* qkv, const int* starts, int documents, int tokens, int heads, int kv_heads, int dim,
     int window, float scale, int stride, int out_stride) {
     int row = blockIdx.x * 4 + (threadIdx.x >> 5), head = blockIdx.y, lane = threadIdx.x & 31;
     if (row >= tokens) return;
-    int start = starts[document_start(starts, documents, row)];
+    int document = document_of(starts, documents, row), start = starts[document];
+    long long place = lse_place(start, starts[document + 1], heads, head, row);
     if (window > 0) start = max(start, row + 1 - window);
     int kv = head / (heads / kv_heads);
     float q[LANES], sum[LANES];
@@ -58,7 +50,7 @@ extern "C" __global__ void attention_plain_forward(
         int c = lane + 32 * i;
         if (c < dim) out[(u64)row * out_stride + head * dim + c] = bf16_of(sum[i] / total);
     }
-    if (lane == 0) lse[(u64)head * tokens + row] = max_score + __logf(total);
+    if (lane == 0) lse[place] = max_score + __logf(total);
 }
 
 // dq, and delta[heads, tokens] = Σ d_out · out.
@@ -68,7 +60,8 @@ extern "C" __global__ void attention_plain_backward_q(
     int d_out_stride, int d_stride) {
     int row = blockIdx.x * 4 + (threadIdx.x >> 5), head = blockIdx.y, lane = threadIdx.x & 31;
     if (row >= tokens) return;
-    int start = starts[document_start(starts, documents, row)];
+    int document = document_of(starts, documents, row), start = starts[document];
+    long long place = lse_place(start, starts[document + 1], heads, head, row);
     if (window > 0) start = max(start, row + 1 - window);
     int kv = head / (heads / kv_heads);
     float q[LANES], dy[LANES], dq[LANES], dot_out = 0.f;
@@ -82,7 +75,7 @@ extern "C" __global__ void attention_plain_backward_q(
         dq[i] = 0.f;
     }
     dot_out = warp_sum(dot_out);
-    float row_lse = lse[(u64)head * tokens + row];
+    float row_lse = lse[place];
     if (lane == 0) delta[(u64)head * tokens + row] = dot_out;
     for (int key = start; key <= row; key++) {
         const bf16* k = qkv + (u64)key * stride + (heads + kv) * dim;
@@ -114,7 +107,7 @@ extern "C" __global__ void attention_plain_backward_kv(
     int d_stride) {
     int key = blockIdx.x * 4 + (threadIdx.x >> 5), kv = blockIdx.y, lane = threadIdx.x & 31;
     if (key >= tokens) return;
-    int end = starts[document_start(starts, documents, key) + 1];
+    int document = document_of(starts, documents, key), start = starts[document], stop = starts[document + 1], end = stop;
     if (window > 0) end = min(end, key + window);
     const bf16* k_row = qkv + (u64)key * stride + (heads + kv) * dim;
     float k[LANES], v[LANES], dk[LANES], dv[LANES];
@@ -137,7 +130,7 @@ extern "C" __global__ void attention_plain_backward_kv(
                 if (c < dim) dot += k[i] * f32_of(q[c]), dp += v[i] * f32_of(dy[c]);
             }
             dot = warp_sum(dot), dp = warp_sum(dp);
-            float p = __expf(dot * scale - lse[(u64)head * tokens + row]);
+            float p = __expf(dot * scale - lse[lse_place(start, stop, heads, head, row)]);
             float ds = p * (dp - delta[(u64)head * tokens + row]) * scale;
 #pragma unroll
             for (int i = 0; i < LANES; i++) {

@@ -24,10 +24,10 @@ static __device__ __forceinline__ float high_of(u32 x) { return __uint_as_float(
 struct Eight {
     float x[8];
 };
-static __device__ __forceinline__ Eight load8(const bf16* p) {
-    uint4 w = *reinterpret_cast<const uint4*>(p);
+static __device__ __forceinline__ Eight eight_of(const uint4& w) {
     return {{low_of(w.x), high_of(w.x), low_of(w.y), high_of(w.y), low_of(w.z), high_of(w.z), low_of(w.w), high_of(w.w)}};
 }
+static __device__ __forceinline__ Eight load8(const bf16* p) { return eight_of(*reinterpret_cast<const uint4*>(p)); }
 static __device__ __forceinline__ void store8(bf16* p, const Eight& v) {
     *reinterpret_cast<uint4*>(p) = make_uint4(bf16x2_of(v.x[0], v.x[1]), bf16x2_of(v.x[2], v.x[3]),
                                               bf16x2_of(v.x[4], v.x[5]), bf16x2_of(v.x[6], v.x[7]));
@@ -50,6 +50,17 @@ static __device__ __forceinline__ float block_sum(float x) {
     if (lane == 0) parts[warp] = x;
     __syncthreads();
     return warp_sum(lane < warps ? parts[lane] : 0.f);
+}
+// Two sums at once, as block_sum makes them.
+static __device__ __forceinline__ float2 block_sum2(float x, float y) {
+    __shared__ float2 parts[32];
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = (blockDim.x + 31) >> 5;
+    x = warp_sum(x), y = warp_sum(y);
+    __syncthreads();
+    if (lane == 0) parts[warp] = make_float2(x, y);
+    __syncthreads();
+    float2 part = lane < warps ? parts[lane] : make_float2(0.f, 0.f);
+    return make_float2(warp_sum(part.x), warp_sum(part.y));
 }
 static __device__ __forceinline__ float block_max(float x) {
     __shared__ float parts[32];
@@ -76,4 +87,19 @@ static __device__ __forceinline__ uint4 philox(u64 key64, u32 c0, u32 c1, u32 c2
         k1 += 0xBB67AE85u;
     }
     return make_uint4(c0, c1, c2, c3);
+}
+
+// The document that a row is in: the last that begins at or before it.
+static __device__ __forceinline__ int document_of(const int* starts, int documents, int row) {
+    int low = 0, high = documents;
+    while (high - low > 1) {
+        int middle = (low + high) >> 1;
+        if (starts[middle] <= row) low = middle; else high = middle;
+    }
+    return low;
+}
+
+// Where attention's log-sum-exp of a row and head lies: [document][head][row of the document].
+static __device__ __forceinline__ long long lse_place(int start, int end, int heads, int head, int row) {
+    return (long long)start * heads + (long long)head * (end - start) + (row - start);
 }

@@ -46,6 +46,20 @@ extern "C" __global__ void __launch_bounds__(256) nf4_unpack(
     }
 }
 
+// An adapter's matrices around an unpacked weight: b[outputs, rank] behind its columns, a[rank, stride] below its rows.
+// A thread moves eight numbers; strides and ranks are multiples of 8.
+extern "C" __global__ void __launch_bounds__(256) nf4_surround(
+    bf16* w, const bf16* a, const bf16* b, int outputs, int inputs, int rank, int stride) {
+    int at = blockIdx.x * 256 + threadIdx.x, parts = rank / 8, beside = outputs * parts;
+    const uint4 *from_a = reinterpret_cast<const uint4*>(a), *from_b = reinterpret_cast<const uint4*>(b);
+    if (at < beside) {
+        int row = at / parts;
+        *reinterpret_cast<uint4*>(w + (u64)row * stride + inputs + (at - row * parts) * 8) = from_b[at];
+    } else if (at - beside < rank * (stride / 8)) {
+        *reinterpret_cast<uint4*>(w + (u64)outputs * stride + (u64)(at - beside) * 8) = from_a[at - beside];
+    }
+}
+
 // The nearest code, by the middles between neighbours, as bitsandbytes takes it.
 static __device__ __forceinline__ u32 nearest_code(float x) {
     u32 low = 0;

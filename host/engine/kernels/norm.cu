@@ -27,6 +27,10 @@ static __device__ __forceinline__ void store_part(bf16* row, int at, int n, cons
         if (at + i < n) row[at + i] = bf16_of(v.x[i]);
 }
 static __device__ __forceinline__ Eight weights(const float* w, int at, int n) {
+    if (at + 8 <= n) {
+        float4 a = reinterpret_cast<const float4*>(w + at)[0], b = reinterpret_cast<const float4*>(w + at)[1];
+        return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+    }
     Eight v;
 #pragma unroll
     for (int i = 0; i < 8; i++) v.x[i] = at + i < n ? w[at + i] : 0.f;
@@ -71,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_forward(
 
 // dx = residual + the gradient of x through the norm; `residual` may be null or dx itself. Row i of dy belongs to row
 // rows[i] of x and dx. inverse_rms[i] is written if it is not null.
-extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
+extern "C" __global__ void __launch_bounds__(256, GROUPS > 2 ? 1 : 3) rms_norm_backward(
     bf16* dx, float* inverse_rms, const bf16* dy, const bf16* x, const float* w, const bf16* residual, const int* rows,
     int n, int dx_stride, int dy_stride, int x_stride, int residual_stride, float eps) {
     u64 row = rows ? rows[blockIdx.x] : blockIdx.x;
@@ -79,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
     const bf16* residual_row = residual ? residual + row * residual_stride : nullptr;
     bf16* dx_row = dx + row * dx_stride;
     Eight kept[GROUPS], grad[GROUPS];
+    uint4 rest[GROUPS];  // the residual's gradient, on its way while the sums are made
     float squares = 0.f, along = 0.f;
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
@@ -86,6 +91,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
         if (at >= n) continue;
         kept[g] = load_part(x_row, at, n);
         grad[g] = load_part(dy_row, at, n);
+        if (residual_row && at + 8 <= n) rest[g] = *reinterpret_cast<const uint4*>(residual_row + at);
         Eight s = weights(w, at, n);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -98,15 +104,16 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_backward(
         Eight v = load_part(x_row, at, n), d = load_part(dy_row, at, n), s = weights(w, at, n);
         for (int i = 0; i < 8; i++) squares += v.x[i] * v.x[i], along += d.x[i] * s.x[i] * v.x[i];
     }
-    float inverse = rsqrtf(block_sum(squares) / n + eps);
-    along = block_sum(along) * inverse * inverse * inverse / n;
+    float2 sums = block_sum2(squares, along);
+    float inverse = rsqrtf(sums.x / n + eps);
+    along = sums.y * inverse * inverse * inverse / n;
     if (inverse_rms && threadIdx.x == 0) inverse_rms[blockIdx.x] = inverse;
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
         int at = (g * 256 + threadIdx.x) * 8;
         if (at >= n) continue;
         Eight out;
-        if (residual_row) out = load_part(residual_row, at, n);
+        if (residual_row) out = at + 8 <= n ? eight_of(rest[g]) : load_part(residual_row, at, n);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             out.x[i] = (residual_row ? out.x[i] : 0.f) + grad[g].x[i] * inverse - kept[g].x[i] * along;

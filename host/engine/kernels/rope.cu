@@ -1,9 +1,8 @@
 // Biases, the heads' norms (Qwen3) and rotary embedding in one pass, and their gradients.
 //
 // Traffic: forward reads and writes a row of queries and keys once (values too where the output is another buffer);
-// backward reads the gradients and, with norms, the numbers before them, and writes the gradients in place. Measured, H100,
-// 40 heads of 128 with norms: 1.8 TB/s, 60 % of what a copy reaches.
-// One block a token. A lane holds eight neighbours in the lower half of a head and the eight they turn with in the upper
+// backward reads the gradients and, with norms, the numbers before them, and writes the gradients in place.
+// One block a token, of as many warps as take all heads at once, so that all loads are in flight together. A lane holds eight neighbours in the lower half of a head and the eight they turn with in the upper
 // half; `lanes` lanes (a power of two) share a head, and a warp takes several heads at once.
 
 #ifndef PARTS
@@ -25,7 +24,7 @@ static __device__ __forceinline__ void add8(Eight& x, const Eight& y) {
 #define EIGHT _Pragma("unroll") for (int i = 0; i < 8; i++)
 
 // cos_sin[positions, 2, half].
-extern "C" __global__ void __launch_bounds__(256) rope_forward(
+extern "C" __global__ void __launch_bounds__(384, 3) rope_forward(
     bf16* out, const bf16* in, const int* positions, const float* cos_sin, const float* q_norm, const float* k_norm,
     const float* bias, int heads, int kv_heads, int dim, int out_stride, int in_stride, float eps, int lanes) {
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, half = dim >> 1;
@@ -35,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward(
     int rotated = heads + kv_heads, total = out == in && !bias ? rotated : heads + 2 * kv_heads;
     Eight cos, sin;
     if (at < half) cos = load8f(table + at), sin = load8f(table + half + at);
-    for (int first = warp * at_once; first < total; first += 8 * at_once) {
+    for (int first = warp * at_once; first < total; first += (blockDim.x >> 5) * at_once) {
         int head = first + group;
         bool here = head < total && at < half, value = head >= rotated;
         const bf16* from = in + token * in_stride + head * dim + at;
@@ -65,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_forward(
 
 // d[tokens] in place; `before` are the numbers before the norms (with the biases still to be added). A block takes every
 // gridDim.x-th token. parts[block, 2, dim] takes the norms' gradients.
-extern "C" __global__ void __launch_bounds__(256) rope_backward(
+extern "C" __global__ void __launch_bounds__(PARTS ? 256 : 384, 2) rope_backward(
     bf16* d, float* parts, const bf16* before, const int* positions, const float* cos_sin, const float* q_norm,
     const float* k_norm, const float* bias, int tokens, int heads, int kv_heads, int dim, int d_stride,
     int before_stride, float eps, int lanes) {
@@ -79,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_backward(
         const float* table = cos_sin + (u64)positions[token] * dim;
         Eight cos, sin;
         if (at < half) cos = load8f(table + at), sin = load8f(table + half + at);
-        for (int first = warp * at_once; first < total; first += 8 * at_once) {
+        for (int first = warp * at_once; first < total; first += (blockDim.x >> 5) * at_once) {
             int head = first + group;
             bool here = head < total && at < half, query = head < heads;
             bf16* place = d + token * d_stride + head * dim + at;

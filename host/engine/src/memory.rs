@@ -145,9 +145,13 @@ fn panel(linear: &LinearPart) -> usize {
     if linear.converted { panel_len(linear.outputs, linear.inputs) } else { 0 }
 }
 
-/// What a linear layer keeps, in elements.
-#[derive(Clone, Copy, Default)]
-struct Kept(usize);
+/// What a block keeps, in elements: its attention; its feed-forward layer, and how much of that belongs to adapters.
+#[derive(Clone, Copy)]
+struct Kept {
+    attention: usize,
+    feed_forward: usize,
+    lows: usize,
+}
 
 impl Count {
     fn memory(&self, scratch_len: usize) -> StepMemory {
@@ -231,11 +235,11 @@ impl Count {
         self.give(tokens * block.shape.hidden);
     }
 
-    /// Takes what is kept and the output; the input stays. Gives what is kept: by the attention, and beside.
-    fn forward(&mut self, block: &BlockPart) -> (usize, usize, usize) {
+    /// Takes what is kept and the output; the input stays.
+    fn forward(&mut self, block: &BlockPart) -> Kept {
         let attention = self.attend(block);
         let (feed_forward, lows) = self.feed_forward(block);
-        (attention, feed_forward, lows)
+        Kept { attention, feed_forward, lows }
     }
 
     /// Leaves the stream after attention and what is kept, whose length it gives.
@@ -265,17 +269,17 @@ impl Count {
         let BlockShape { hidden, intermediate, .. } = block.shape;
         let before = self.live;
         self.take(tokens * (hidden + 1));
-        let mut lows = self.linear_forward(&block.linears[4]).0;
-        lows += self.linear_forward(&block.linears[5]).0;
+        let mut lows = self.linear_forward(&block.linears[4]);
+        lows += self.linear_forward(&block.linears[5]);
         self.give(tokens * hidden);
         self.take(tokens * intermediate);
-        lows += self.linear_forward(&block.linears[6]).0;
+        lows += self.linear_forward(&block.linears[6]);
         self.give(tokens * intermediate);
         (self.live - before - tokens * hidden, lows)
     }
 
-    /// Leaves the output and what is kept.
-    fn linear_forward(&mut self, linear: &LinearPart) -> Kept {
+    /// Leaves the output and what is kept, whose length it gives.
+    fn linear_forward(&mut self, linear: &LinearPart) -> usize {
         let tokens = self.tokens;
         self.take(tokens * linear.outputs);
         self.hold(panel(linear));
@@ -297,7 +301,7 @@ impl Count {
             }
             self.give(dropped);
         }
-        Kept(kept)
+        kept
     }
 
     fn linear_backward(&mut self, linear: &LinearPart, need_dx: bool) {
@@ -324,12 +328,12 @@ impl Count {
 
     /// Gives back the block's input and what it kept; says whether the gradient goes on below, which has then taken the
     /// place of that of the output.
-    fn backward(&mut self, block: &BlockPart, kept: Option<(usize, usize, usize)>, need_dx: bool) -> bool {
+    fn backward(&mut self, block: &BlockPart, kept: Option<Kept>, need_dx: bool) -> bool {
         let tokens = self.tokens;
         let BlockShape { hidden, intermediate, heads, .. } = block.shape;
         let (q_cols, k_cols) = (heads.queries * heads.dim, heads.keys * heads.dim);
         let [q, k, v, o, gate, up, down] = block.linears;
-        let (attention, feed_forward, lows) = kept.unwrap_or_else(|| {
+        let Kept { attention, feed_forward, lows } = kept.unwrap_or_else(|| {
             let kept = self.forward(block);
             // The output, made a second time, is not needed.
             self.give(tokens * hidden);

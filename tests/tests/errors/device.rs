@@ -5,7 +5,7 @@ use crate::Case;
 const TRAIN: &[&str] = &["train", "c.toml"];
 const ON_CUDA: &[&str] = &["train", "c.toml", "--set", "device=cuda"];
 
-pub const CASES: [Case; 5] = [
+pub const CASES: [Case; 6] = [
     Case {
         name: "a device that is none",
         arrange: |_| {},
@@ -27,6 +27,17 @@ pub const CASES: [Case; 5] = [
         code: 2,
         message: "error: c.toml:2: `vram` has no effect on the processor\n  \
                   help: leave vram out, or set device to \"cuda\" or \"auto\"",
+    },
+    Case {
+        name: "an order of sums on the processor",
+        arrange: |f| {
+            f.replace("c.toml", "model = ", "device = \"cpu\"\nmodel = ");
+            f.set("train", "deterministic = false");
+        },
+        arguments: &["train", "c.toml"],
+        code: 2,
+        message: "error: c.toml:13: `train.deterministic` = false has no effect: the processor's sums always have one order\n  \
+                  help: leave it out, or set device to \"cuda\" or \"auto\"",
     },
     Case {
         name: "a run that began on the processor, resumed on a GPU",

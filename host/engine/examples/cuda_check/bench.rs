@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use liftplan_engine::Batch;
 use liftplan_engine::cuda::{
-    AdapterSpec, Builder, Context, Decoder, Level, ModelShape, MomentFormat, Options, Role, Slot, Storage, TensorSpec,
-    Treatment, Update,
+    AdapterSpec, Builder, Context, Decoder, Level, ModelShape, MomentFormat, Options, Role, Slot, StepPlan, Storage,
+    TensorSpec, Treatment, Update,
 };
 use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 use liftplan_engine::rng::Random;
@@ -162,7 +162,7 @@ fn step(decoder: &mut Decoder, batch: &Batch, updates: &[Update]) -> f64 {
 }
 
 /// Runs the rows whose names contain one of `names` (all without); gives whether any failed.
-pub fn run(context: &Context, names: &str, profile: bool) -> bool {
+pub fn run(context: &Context, names: &str, profile: bool, unordered: bool) -> bool {
     let wanted = |row: &&Row| names.is_empty() || names.split(',').any(|name| row.name.contains(name));
     let (free, total) = context.memory().unwrap();
     println!("the card holds {:.2} GiB, {:.2} are taken before the model", gib(total), gib(total - free));
@@ -172,16 +172,11 @@ pub fn run(context: &Context, names: &str, profile: bool) -> bool {
     let mut failed = false;
     let mut current: Option<(Method, MomentFormat, Decoder)> = None;
     for row in ROWS.iter().filter(wanted) {
-        let shape = match row.method {
-            Full => qwen(2048, 6144, 28, 16, true),
-            _ => qwen(4096, 12288, 36, 32, false),
-        };
+        let shape = row.shape();
         if current.as_ref().is_none_or(|(method, moments, _)| (*method, *moments) != (row.method, row.moments)) {
             current = None;
             let started = Instant::now();
-            let tight = std::env::var("RANK_MULTIPLE").ok().and_then(|text| text.parse().ok());
-            let rank_multiple = tight.unwrap_or(if row.method == Qlora { 16 } else { 0 });
-            let options = Options { moments: row.moments, narrow_grads: true, masters: false, rank_multiple };
+            let options = row.options(unordered);
             let built = Builder::new(context, &shape, &specs(&shape, row.method), options)
                 .and_then(|mut builder| builder.randomise(0.02, 0.01, 1).map(|()| builder.finish()));
             match built {
@@ -205,6 +200,59 @@ pub fn run(context: &Context, names: &str, profile: bool) -> bool {
         failed |= !measure(context, row, &shape, decoder, profile);
     }
     failed
+}
+
+/// Prints the plan of each row without a card: what the driver takes for itself is what it took on an H100.
+pub fn plans(names: &str, unordered: bool) {
+    let taken = 0.52 + 0.125;
+    for row in ROWS.iter().filter(|row| names.is_empty() || names.split(',').any(|name| row.name.contains(name))) {
+        let shape = row.shape();
+        let options = row.options(unordered);
+        let context = Context::dry((9, 0));
+        let mut decoder = Builder::new(&context, &shape, &specs(&shape, row.method), options).unwrap().finish();
+        let updates: Vec<Update> =
+            (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
+        decoder.prepare(&updates).unwrap();
+        decoder.set_budget(Some(((row.budget - taken) * (1_u64 << 30) as f64) as usize));
+        let batch = batch(&shape, [row.sequence, row.batch], 0);
+        match decoder.choose_plan(&batch) {
+            Ok(plan) => println!(
+                "{}: {:.2} GiB of the model and {:.2}; {}",
+                row.name,
+                gib(decoder.model_bytes()),
+                gib(decoder.needed(&batch, &plan).unwrap()),
+                described(&plan)
+            ),
+            Err(error) => println!("{}: {error}", row.name),
+        }
+    }
+}
+
+fn described(plan: &StepPlan) -> String {
+    format!(
+        "{} blocks keep all, {} their products, {} their input{}; {} pieces, {} rows of the feed-forward layer, {} of the logits at once",
+        plan.count(Level::All),
+        plan.count(Level::Products),
+        plan.count(Level::Input),
+        if plan.offload { " on the host" } else { "" },
+        plan.pieces,
+        plan.mlp_rows,
+        plan.loss_rows
+    )
+}
+
+impl Row {
+    fn shape(&self) -> ModelShape {
+        match self.method {
+            Full => qwen(2048, 6144, 28, 16, true),
+            _ => qwen(4096, 12288, 36, 32, false),
+        }
+    }
+
+    fn options(&self, unordered: bool) -> Options {
+        let rank_multiple = if self.method == Qlora { 16 } else { 0 };
+        Options { moments: self.moments, narrow_grads: true, masters: false, rank_multiple, unordered }
+    }
 }
 
 fn gib(bytes: usize) -> f64 {
@@ -263,12 +311,8 @@ fn measure(context: &Context, row: &Row, shape: &ModelShape, decoder: &mut Decod
         row.goal
     );
     println!(
-        "    {} blocks keep all, {} their products, {} their input; {} rows of the feed-forward layer, {} of the logits at once; losses {:.3} … {:.3}; steps {:.1} to {:.1} ms",
-        plan.count(Level::All),
-        plan.count(Level::Products),
-        plan.count(Level::Input),
-        plan.mlp_rows,
-        plan.loss_rows,
+        "    {}; losses {:.3} … {:.3}; steps {:.1} to {:.1} ms",
+        described(&plan),
         losses[0],
         losses[10],
         seconds[0] * 1e3,

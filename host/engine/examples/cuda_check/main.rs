@@ -1,11 +1,12 @@
 //! The GPU engine checked and measured on the card at hand.
 //!
 //!     cargo run --release -p liftplan-engine --example cuda_check -- check
-//!     cargo run --release -p liftplan-engine --example cuda_check -- bench [--rows lora-2048x4,qlora-512x1] [--profile]
+//!     cargo run --release -p liftplan-engine --example cuda_check -- bench [--rows lora-2048x4,qlora-512x1] [--profile] [--unordered]
+//!     cargo run --release -p liftplan-engine --example cuda_check -- plans [--rows …] [--unordered]
 //!     cargo run --release -p liftplan-engine --example cuda_check -- products
 //!
 //! `check` compares every operation with the CPU's, and tiny models' training with the CPU engine; `bench` runs the
-//! work of `host/docs/gpu.md`; `products` measures the matrix products of a block.
+//! work of `host/docs/gpu.md`, `plans` shows without a card how it is planned; `products` measures the matrix products of a block.
 #![allow(clippy::unwrap_used)]
 
 mod bench;
@@ -19,6 +20,12 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let command = arguments.first().map_or("check", String::as_str);
     let option = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1).cloned());
+    let given = |name: &str| arguments.iter().any(|a| a == name);
+    let rows = option("--rows").unwrap_or_default();
+    if command == "plans" {
+        bench::plans(&rows, given("--unordered"));
+        return;
+    }
     let context = match Context::new(option("--device").map_or(0, |device| device.parse().unwrap_or(0))) {
         Ok(context) => context,
         Err(error) => {
@@ -40,15 +47,13 @@ fn main() {
             }
             !report.failed.is_empty() || report.done == 0
         }
-        "bench" => {
-            bench::run(&context, &option("--rows").unwrap_or_default(), arguments.iter().any(|a| a == "--profile"))
-        }
+        "bench" => bench::run(&context, &rows, given("--profile"), given("--unordered")),
         "products" => {
             products::run(&context);
             false
         }
         other => {
-            eprintln!("error: unknown command `{other}`: check, bench or products");
+            eprintln!("error: unknown command `{other}`: check, bench, plans or products");
             true
         }
     };

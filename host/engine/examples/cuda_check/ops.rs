@@ -373,7 +373,7 @@ fn caches(bench: &mut Bench<'_>, report: &mut Report) {
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; count * heads]);
         let span = Span { query_start: 0, queries: count, key_start: 0, keys: total };
         cpu::attention::forward(&mut out, &mut lse, [&q, &k, &v], &[span], shape);
-        let shape = Shape { heads, kv_heads, dim, window, scale: 1.0 / (dim as f32).sqrt() };
+        let shape = Shape { heads, kv_heads, dim, window, scale: 1.0 / (dim as f32).sqrt(), unordered: false };
         let (q, k, v) = (
             bench.narrow(count, heads * dim, 64, &q),
             bench.narrow(total, kv_heads * dim, 0, &k),
@@ -394,6 +394,7 @@ fn attentions(bench: &mut Bench<'_>, report: &mut Report) {
         (96, 8, 1, None, vec![200]),
         (128, 8, 2, None, vec![129, 3, 256]),
         (128, 4, 1, Some(40), vec![150, 90]),
+        (128, 8, 2, None, vec![192, 192]),
         (256, 2, 1, None, vec![77, 12]),
     ] {
         let mut starts = vec![0_u32];
@@ -415,24 +416,30 @@ fn attentions(bench: &mut Bench<'_>, report: &mut Report) {
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         let kept = Kept { q: &q, k: &k, v: &v, out: &out, lse: &lse };
         cpu::attention::backward([&mut dq, &mut dk, &mut dv], &d_out, kept, &spans, shape);
-        let shape = Shape { heads, kv_heads, dim, window, scale: 1.0 / (dim as f32).sqrt() };
+        let shape = Shape { heads, kv_heads, dim, window, scale: 1.0 / (dim as f32).sqrt(), unordered: false };
         let (_starts, documents) = Documents::upload(context, starts).unwrap();
         let name =
             format!("attention: {heads}/{kv_heads} heads of {dim}, {} documents, window {window:?}", documents.count());
         let view = bench.narrow(tokens, cols, 64, &qkv);
         let d_view = bench.narrow(tokens, q_cols, 0, &d_out);
-        let workspace = bench.poisoned::<u8>(1, attention::workspace_bytes(&shape, &documents).max(1), 0);
+        let workspace = bench.poisoned::<u8>(1, attention::workspace_bytes(context, &shape, &documents).max(1), 0);
         let mut first: Option<Vec<f32>> = None;
         for run in 0..2 {
             let (found, found_lse) = (bench.poisoned(tokens, q_cols, 64), bench.poisoned::<f32>(heads, tokens, 0));
-            attention::forward(context, &shape, &documents, view, found, found_lse).unwrap();
+            let made = attention::Kept { qkv: view, out: found, lse: found_lse };
+            attention::forward(context, &shape, &documents, made).unwrap();
             let d_found = bench.poisoned(tokens, cols, 64);
-            attention::backward(context, &shape, &documents, view, found, found_lse, d_view, d_found, workspace)
-                .unwrap();
+            attention::backward(context, &shape, &documents, made, [d_view, d_found], workspace).unwrap();
             let (out_found, d_found) = (bench.get(found), bench.get(d_found));
             if run == 0 {
                 let lse_found = context.download(found_lse).unwrap();
-                let turned: Vec<f32> = (0..heads * tokens).map(|i| lse[i % tokens * heads + i / tokens]).collect();
+                let turned: Vec<f32> = documents
+                    .host
+                    .windows(2)
+                    .flat_map(|pair| (0..heads).map(move |head| (pair[0] as usize..pair[1] as usize, head)))
+                    .flat_map(|(rows, head)| rows.map(move |row| (row, head)))
+                    .map(|(row, head)| lse[row * heads + head])
+                    .collect();
                 report.compare(&format!("{name}, forward"), &out_found, &out, 6e-3);
                 report.compare(&format!("{name}, log of sums"), &lse_found, &turned, 1e-3);
                 let part = |from: usize, to: usize| -> Vec<f32> {

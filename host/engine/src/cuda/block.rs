@@ -287,7 +287,7 @@ impl Block {
         arena.release_high(inner);
         ops::rope(context, &self.heads(), rotated, qkv, pass.positions, pass.table)?;
         context.kind(Kind::Attention);
-        attention::forward(context, shape, pass.documents, rotated, out, lse)?;
+        attention::forward(context, shape, pass.documents, attention::Kept { qkv: rotated, out, lse })?;
         let weight = self.o.weights(context, arena)?;
         self.o.lower(context, arena, weight, out, pass.dropping)?;
         self.o.forward(context, weight, out, mid, Some(x))?;

@@ -204,10 +204,10 @@ impl Block {
                 rotated
             }
         };
-        let workspace = arena.high::<u8>(1, attention::workspace_bytes(shape, pass.documents), 0)?;
+        let workspace = arena.high::<u8>(1, attention::workspace_bytes(context, shape, pass.documents), 0)?;
         context.kind(Kind::Attention);
-        let (out, lse) = (attended.out, attended.lse);
-        attention::backward(context, shape, pass.documents, rotated, out, lse, d_out, d_qkv, workspace)?;
+        let kept = attention::Kept { qkv: rotated, out: attended.out, lse: attended.lse };
+        attention::backward(context, shape, pass.documents, kept, [d_out, d_qkv], workspace)?;
         arena.release_high(after);
         let grads = [self.q_norm, self.k_norm].map(|scale| {
             match scale.and_then(|scale| scale.trained).map(|index| trainables[index].grad) {

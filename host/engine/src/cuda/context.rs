@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
 
+use super::attention::fused::Fused;
 use super::gemm::Gemm;
 use super::kernels::{Kernels, Source};
 use super::libraries::Library;
@@ -17,6 +18,21 @@ pub struct Context(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    card: Card,
+    kernels: Mutex<Kernels>,
+    gemm: Mutex<Option<Gemm>>,
+    fused: Mutex<Fused>,
+    fuses: AtomicBool,
+    profile: Mutex<Option<Profile>>,
+    kind: Mutex<Kind>,
+    allocated: AtomicI64,
+    most_allocated: AtomicI64,
+    dry: AtomicBool,
+}
+
+/// What the driver says of a card, and the handles it gives.
+#[derive(Debug)]
+struct Card {
     ordinal: usize,
     name: String,
     capability: (u32, u32),
@@ -25,13 +41,9 @@ struct Inner {
     context: sys::CUcontext,
     stream: sys::CUstream,
     copies: sys::CUstream,
-    kernels: Mutex<Kernels>,
-    gemm: Mutex<Option<Gemm>>,
-    profile: Mutex<Option<Profile>>,
-    kind: Mutex<Kind>,
-    allocated: AtomicI64,
-    most_allocated: AtomicI64,
-    dry: AtomicBool,
+    beside: sys::CUstream,
+    /// Orders `beside` behind the main stream and back.
+    turns: [sys::CUevent; 2],
 }
 
 // SAFETY: the driver's handles may be used from any thread whose current context is theirs; `bind` makes it so, and
@@ -101,48 +113,62 @@ impl Context {
         check("open the card", unsafe { result::ctx::set_current(context) })?;
         let stream = check("make a stream", result::stream::create(result::stream::StreamKind::NonBlocking))?;
         let copies = check("make a stream", result::stream::create(result::stream::StreamKind::NonBlocking))?;
-        let this = Self(Arc::new(Inner {
-            ordinal,
-            name,
-            capability,
-            multiprocessors: processors as usize,
-            device,
-            context,
-            stream,
-            copies,
-            kernels: Mutex::new(Kernels::new(capability)),
-            gemm: Mutex::new(None),
-            profile: Mutex::new(None),
-            kind: Mutex::new(Kind::Other),
-            allocated: AtomicI64::new(0),
-            most_allocated: AtomicI64::new(0),
-            dry: AtomicBool::new(false),
-        }));
+        let beside = check("make a stream", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        let event = || check("make an event", result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING));
+        let turns = [event()?, event()?];
+        let multiprocessors = processors as usize;
+        let card = Card { ordinal, name, capability, multiprocessors, device, context, stream, copies, beside, turns };
+        let this = Self::of(card, Library::Cudnn.is_present(), false);
         *lock(&this.0.gemm) = Some(Gemm::new(&this)?);
         Ok(this)
     }
 
     /// A card that is not there: buffers have no memory and nothing is queued, but every decision and size is that of
-    /// a real step. For planning memory, and for tests.
+    /// a real step with all libraries. For planning memory, and for tests.
     pub fn dry(capability: (u32, u32)) -> Self {
-        let null = std::ptr::null_mut();
-        Self(Arc::new(Inner {
+        let (none, context, event) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+        let card = Card {
             ordinal: 0,
             name: "none".into(),
             capability,
             multiprocessors: 132,
             device: 0,
-            context: null,
-            stream: std::ptr::null_mut(),
-            copies: std::ptr::null_mut(),
-            kernels: Mutex::new(Kernels::new(capability)),
+            context,
+            stream: none,
+            copies: none,
+            beside: none,
+            turns: [event; 2],
+        };
+        Self::of(card, true, true)
+    }
+
+    fn of(card: Card, fuses: bool, dry: bool) -> Self {
+        Self(Arc::new(Inner {
+            kernels: Mutex::new(Kernels::new(card.capability)),
+            card,
             gemm: Mutex::new(None),
+            fused: Mutex::default(),
+            fuses: AtomicBool::new(fuses),
             profile: Mutex::new(None),
             kind: Mutex::new(Kind::Other),
             allocated: AtomicI64::new(0),
             most_allocated: AtomicI64::new(0),
-            dry: AtomicBool::new(true),
+            dry: AtomicBool::new(dry),
         }))
+    }
+
+    /// Whether cuDNN's attention may be used: its library is there, and nobody turned it off.
+    pub fn fuses(&self) -> bool {
+        self.0.fuses.load(Ordering::Relaxed)
+    }
+
+    /// Turns cuDNN's attention off or on again, to compare it with our own.
+    pub fn set_fuses(&self, fuses: bool) {
+        self.0.fuses.store(fuses && (self.0.card.context.is_null() || Library::Cudnn.is_present()), Ordering::Relaxed);
+    }
+
+    pub(crate) fn with_fused<T>(&self, work: impl FnOnce(&mut Fused) -> Result<T>) -> Result<T> {
+        work(&mut lock(&self.0.fused))
     }
 
     /// Whether nothing is computed at present.
@@ -164,41 +190,68 @@ impl Context {
     /// # Errors
     /// When the driver does.
     pub fn bind(&self) -> Result<()> {
-        if self.0.context.is_null() {
+        if self.0.card.context.is_null() {
             return Ok(());
         }
         // SAFETY: the context is retained until the last clone is dropped.
-        check("use the card", unsafe { result::ctx::set_current(self.0.context) })
+        check("use the card", unsafe { result::ctx::set_current(self.0.card.context) })
     }
 
     /// The card's number.
     pub fn ordinal(&self) -> usize {
-        self.0.ordinal
+        self.0.card.ordinal
     }
 
     /// The card's name.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.card.name
     }
 
     /// Compute capability, major and minor.
     pub fn capability(&self) -> (u32, u32) {
-        self.0.capability
+        self.0.card.capability
     }
 
     /// How many multiprocessors it has.
     pub fn multiprocessors(&self) -> usize {
-        self.0.multiprocessors
+        self.0.card.multiprocessors
     }
 
     /// The stream that all work is queued on.
     pub fn stream(&self) -> sys::CUstream {
-        self.0.stream
+        self.0.card.stream
     }
 
     /// A second stream, for copies beside the work.
     pub fn copy_stream(&self) -> sys::CUstream {
-        self.0.copies
+        self.0.card.copies
+    }
+
+    /// Queues two pieces of work that do not depend on each other, so that either fills what the other leaves idle.
+    pub(crate) fn side_by_side(
+        &self,
+        first: impl FnOnce(sys::CUstream) -> Result<()>,
+        second: impl FnOnce(sys::CUstream) -> Result<()>,
+    ) -> Result<()> {
+        let Card { stream, beside, turns: [fork, join], .. } = self.0.card;
+        if self.is_dry() {
+            return Ok(());
+        }
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        self.measured(|| {
+            // SAFETY: streams and events live as long as the card; an event is recorded before it is waited for.
+            unsafe {
+                check("record an event", result::event::record(fork, stream))?;
+                check("wait for an event", result::stream::wait_event(beside, fork, flags))?;
+            }
+            first(beside)?;
+            second(stream)?;
+            // SAFETY: as above.
+            unsafe {
+                check("record an event", result::event::record(join, beside))?;
+                check("wait for an event", result::stream::wait_event(stream, join, flags))
+            }
+        })
     }
 
     /// Waits for all work; fails with what went wrong in it.
@@ -210,7 +263,7 @@ impl Context {
             return Ok(());
         }
         // SAFETY: the stream is valid.
-        check("compute on the card", unsafe { result::stream::synchronize(self.0.stream) })
+        check("compute on the card", unsafe { result::stream::synchronize(self.0.card.stream) })
     }
 
     /// Free and total bytes of the card, other programs' included.
@@ -264,9 +317,9 @@ impl Context {
             drop(profile);
             return queue();
         };
-        profile.start(*lock(&self.0.kind), self.0.stream)?;
+        profile.start(*lock(&self.0.kind), self.0.card.stream)?;
         queue()?;
-        profile.end(self.0.stream)
+        profile.end(self.0.card.stream)
     }
 
     pub(crate) fn with_gemm<T>(&self, work: impl FnOnce(&mut Gemm) -> Result<T>) -> Result<T> {
@@ -288,21 +341,32 @@ impl Context {
         launch: Launch,
         arguments: &[u64],
     ) -> Result<()> {
+        self.measured(|| self.launch_on(self.stream(), source, defines, name, launch, arguments))
+    }
+
+    /// [`Context::launch`] on another stream, unmeasured.
+    pub(crate) fn launch_on(
+        &self,
+        stream: sys::CUstream,
+        source: &'static Source,
+        defines: &[(&'static str, i64)],
+        name: &'static str,
+        launch: Launch,
+        arguments: &[u64],
+    ) -> Result<()> {
         if self.is_dry() || launch.grid.contains(&0) {
             return Ok(());
         }
         let function = lock(&self.0.kernels).function(source, defines, name, launch.shared)?;
         let mut slots: Vec<*mut std::ffi::c_void> =
             arguments.iter().map(|argument| std::ptr::from_ref(argument).cast_mut().cast()).collect();
-        let ([x, y, z], stream) = (launch.grid, self.0.stream);
-        self.measured(|| {
-            // SAFETY: each kernel's caller passes the arguments that its source declares, views of live buffers among
-            // them; the driver copies the arguments before it returns.
-            let queued = unsafe {
-                result::launch_kernel(function, (x, y, z), (launch.block, 1, 1), launch.shared, stream, &mut slots)
-            };
-            check(name, queued)
-        })
+        let [x, y, z] = launch.grid;
+        // SAFETY: each kernel's caller passes the arguments that its source declares, views of live buffers among
+        // them; the driver copies the arguments before it returns.
+        let queued = unsafe {
+            result::launch_kernel(function, (x, y, z), (launch.block, 1, 1), launch.shared, stream, &mut slots)
+        };
+        check(name, queued)
     }
 }
 
@@ -327,17 +391,22 @@ impl Launch {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.context.is_null() {
+        if self.card.context.is_null() {
             return;
         }
         // SAFETY: the last owner goes; kernels and products' plans die with the context's last user.
         unsafe {
-            let _ = result::ctx::set_current(self.context);
-            let _ = result::stream::synchronize(self.stream);
+            let _ = result::ctx::set_current(self.card.context);
+            let _ = result::stream::synchronize(self.card.stream);
+            *self.fused.get_mut().unwrap_or_else(PoisonError::into_inner) = Fused::default();
             *self.gemm.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
-            let _ = result::stream::destroy(self.stream);
-            let _ = result::stream::destroy(self.copies);
-            let _ = result::primary_ctx::release(self.device);
+            let _ = result::stream::destroy(self.card.stream);
+            let _ = result::stream::destroy(self.card.copies);
+            let _ = result::stream::destroy(self.card.beside);
+            for event in self.card.turns {
+                let _ = result::event::destroy(event);
+            }
+            let _ = result::primary_ctx::release(self.card.device);
         }
     }
 }

@@ -100,11 +100,6 @@ impl Decoder {
         self.slab.bytes() + own.sum::<usize>()
     }
 
-    /// Bytes of the buffer that activations live in.
-    pub fn arena_bytes(&self) -> usize {
-        self.arena.size()
-    }
-
     /// Caps the bytes that the engine takes on the card, all together.
     pub fn set_budget(&mut self, bytes: Option<usize>) {
         (self.budget, self.room, self.plan) = (bytes, None, None);

@@ -19,6 +19,7 @@ use super::arena::Arena;
 use super::context::Context;
 use super::gemm::{Layout, multiply};
 use super::memory::View;
+use super::nf4;
 use super::ops::{self, Mask};
 use super::packed::Packed;
 use super::profile::Kind;
@@ -111,9 +112,7 @@ impl Group {
             }
         }
         if let (Some(a), Some(b)) = (self.a, self.b) {
-            let room = self.inputs + self.rank;
-            context.copy(weight.slice_rows(self.outputs, self.rank).slice_cols(0, room), a)?;
-            context.copy(weight.slice_rows(0, self.outputs).slice_cols(self.inputs, self.rank), b)?;
+            nf4::surround(context, weight, a, b)?;
         }
         Ok(weight)
     }

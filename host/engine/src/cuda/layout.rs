@@ -147,6 +147,7 @@ impl<'a> Maker<'a> {
                 dim: shape.dim,
                 window: shape.windows.get(index).copied().flatten(),
                 scale: 1.0 / (shape.dim as f32).sqrt(),
+                unordered: self.options.unordered,
             },
             eps: shape.rms_eps,
             hidden: shape.hidden,

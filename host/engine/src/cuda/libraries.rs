@@ -16,7 +16,7 @@ pub enum Library {
 }
 
 impl Library {
-    /// All of them; cuDNN is the only one that the engine can do without.
+    /// All of them; cuDNN, which makes attention faster, is the only one that the engine can do without.
     pub const ALL: [Self; 4] = [Self::Driver, Self::CublasLt, Self::Nvrtc, Self::Cudnn];
 
     /// Its file's name without `lib` and `.so`.

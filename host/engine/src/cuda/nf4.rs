@@ -31,6 +31,19 @@ enum Maxima {
     Double { codes: View<u8>, nested: View<f32>, map: View<f32>, offset: View<f32> },
 }
 
+/// Queues writing `a[rank, inputs + rank]` below and `b[outputs, rank]` beside the unpacked weight in
+/// `w[outputs + rank, inputs + rank]`; ranks and inputs are multiples of 8.
+///
+/// # Errors
+/// When the launch fails.
+pub(crate) fn surround(context: &Context, w: View<bf16>, a: View<bf16>, b: View<bf16>) -> Result<()> {
+    context.kind(Kind::Unpack);
+    let (outputs, rank, stride) = (b.rows(), b.cols(), w.stride());
+    let pieces = (outputs * rank + rank * stride) / 8;
+    let arguments = args![w, a, b, outputs, stride - rank, rank, stride];
+    context.launch(&NF4, &[], "nf4_surround", Launch::new(pieces.div_ceil(256), 256), arguments)
+}
+
 /// The parts of a packed weight as a checkpoint has them.
 #[derive(Clone, Copy, Debug)]
 pub enum Parts<'a> {

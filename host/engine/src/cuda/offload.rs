@@ -1,6 +1,6 @@
 //! Inputs of blocks that are computed again, kept on the host while the card works on other blocks.
 //!
-//! Three buffers on the card take turns. Forward: once a block's input is written, the second stream copies it out, and
+//! Two buffers on the card take turns. Forward: once a block's input is written, the second stream copies it out, and
 //! the main stream waits for that copy before it writes the buffer's next input. Backward: the input of a block is
 //! fetched two blocks ahead. At 64 MiB a block and 50 GB/s each way the copies hide behind the products.
 
@@ -12,7 +12,7 @@ use super::memory::View;
 use crate::error::{EngineError, Result};
 
 /// Buffers on the card that take turns.
-pub(crate) const RING: usize = 3;
+pub(crate) const RING: usize = 2;
 
 /// Page-locked memory of the host, and the events that order the copies.
 #[derive(Debug, Default)]

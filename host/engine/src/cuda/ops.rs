@@ -139,6 +139,12 @@ impl Heads {
     fn lanes(&self) -> usize {
         (self.dim / 16).next_power_of_two()
     }
+
+    /// Threads of a block that takes `heads` heads in as few turns as 12 warps can, all of them busy in each.
+    fn threads(&self, heads: usize) -> u32 {
+        let warps = heads.div_ceil(32 / self.lanes()).max(1);
+        32 * warps.div_ceil(warps.div_ceil(12)) as u32
+    }
 }
 
 /// Biases, norms and rotation of `from`'s heads into `to`, which may be the same. `table[positions, 2, dim/2]`.
@@ -159,7 +165,8 @@ pub fn rope(
         to, from, positions, table, heads.q_norm, heads.k_norm, heads.bias, heads.heads, heads.kv_heads, heads.dim,
         to.stride(), from.stride(), heads.eps, heads.lanes()
     ];
-    context.launch(&sources::ROPE, &[("PARTS", 0)], "rope_forward", Launch::new(to.rows(), 256), arguments)
+    let launch = Launch::new(to.rows(), heads.threads(heads.heads + 2 * heads.kv_heads));
+    context.launch(&sources::ROPE, &[("PARTS", 0)], "rope_forward", launch, arguments)
 }
 
 /// Gradients of the queries' and the keys' norms to add to, and [`rope_parts_len`] numbers in between.
@@ -197,7 +204,8 @@ pub fn rope_backward(
         heads.kv_heads, heads.dim, d.stride(), before.stride(), heads.eps, heads.lanes()
     ];
     let sums = [("PARTS", i64::from(norm_grads.is_some()))];
-    context.launch(&sources::ROPE, &sums, "rope_backward", Launch::new(blocks, 256), arguments)?;
+    let threads = if norm_grads.is_some() { 256 } else { heads.threads(heads.heads + heads.kv_heads) };
+    context.launch(&sources::ROPE, &sums, "rope_backward", Launch::new(blocks, threads), arguments)?;
     let Some((grads, parts)) = norm_grads else { return Ok(()) };
     for (which, grad) in grads.into_iter().enumerate() {
         let Some(grad) = grad else { continue };

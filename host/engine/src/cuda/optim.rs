@@ -35,11 +35,13 @@ pub(super) struct Descriptor {
     shrink: f32,
     step_size: f32,
     inverse_root_correction2: f32,
-    beta1: f32,
     beta2: f32,
     eps: f32,
+    rest1: f32,
+    rest2: f32,
     purpose: u32,
     updates: u32,
+    padding: u32,
 }
 
 /// The optimiser's tables on the card: one for all gradients, one for each format of moments.
@@ -160,7 +162,7 @@ impl Decoder {
     }
 
     pub(super) fn upload_descriptors(&self, tables: &Tables, descriptors: &[Descriptor]) -> Result<()> {
-        // SAFETY: plain numbers without padding: eight of 8 bytes and twelve of 4.
+        // SAFETY: plain numbers without padding: eight of 8 bytes and fourteen of 4.
         let bytes = unsafe {
             std::slice::from_raw_parts(descriptors.as_ptr().cast::<u8>(), std::mem::size_of_val(descriptors))
         };
@@ -284,8 +286,9 @@ impl Decoder {
             shrink: (1.0 - update.lr * update.weight_decay) as f32,
             step_size: (update.lr / correction(beta1)) as f32,
             inverse_root_correction2: (1.0 / correction(beta2).sqrt()) as f32,
-            beta1: beta1 as f32,
             beta2: beta2 as f32,
+            rest1: (1.0 - beta1) as f32,
+            rest2: (1.0 - beta2) as f32,
             eps: options.eps as f32,
             updates: trainable.updates as u32,
             ..descriptor(trainable)

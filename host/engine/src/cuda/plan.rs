@@ -38,6 +38,20 @@ impl StepPlan {
     }
 }
 
+/// What a plan costs beside one that keeps everything and takes all rows at once, in forward passes of a block. From
+/// measurements on an H100 (host/docs/log.md); only the order of plans matters.
+fn cost(plan: &StepPlan, tokens: usize, targets: usize) -> f64 {
+    let blocks = plan.levels.len() as f64;
+    // How much slower products and attention are in pieces of so many rows.
+    let slower = |rows: usize, all: usize| if rows >= all { 0.0 } else { 150.0 / rows as f64 };
+    let (again, half) = (plan.count(Level::Input) as f64, plan.count(Level::Products) as f64);
+    let rows = tokens.div_ceil(plan.pieces);
+    let feed_forward = (2.0 * blocks + again) * slower(plan.mlp_rows.min(rows), tokens);
+    let attention = if plan.pieces > 1 { again * 2.0 * slower(rows, tokens) } else { 0.0 };
+    let head = 4.0 * slower(plan.loss_rows, targets.min(4096));
+    0.85 * again + 0.08 * half + feed_forward + attention + head
+}
+
 /// The fastest plan whose `bytes` fit `available`, for `blocks` of which at most `kept` keep more than their input:
 /// `bytes` runs a plan dry. The same arguments give the same plan.
 ///
@@ -51,26 +65,24 @@ pub fn search(
     total: usize,
     mut bytes: impl FnMut(&StepPlan) -> Result<usize>,
 ) -> Result<StepPlan> {
-    let mut best: Option<(usize, usize, StepPlan)> = None;
+    let mut best: Option<(f64, StepPlan)> = None;
     let mut leanest = usize::MAX;
     let sizes = [
         (tokens, 4096, 1),
         (tokens, 2048, 1),
+        (tokens.div_ceil(2), 2048, 1),
         (tokens.div_ceil(2), 1024, 1),
         (tokens.div_ceil(2), 1024, 2),
         (4096, 1024, 1),
         (4096, 1024, 4),
         (2048, 512, 1),
+        (2048, 512, 2),
         (2048, 512, 4),
         (1024, 256, 8),
         (512, 128, 64),
     ];
     for offload in [false, true] {
         for (mlp_rows, loss_rows, pieces) in sizes {
-            // Pieces below this cost more than a block or two that keeps its products saves.
-            if best.is_some() && (mlp_rows < tokens.min(2048) || loss_rows < targets.min(512)) {
-                break;
-            }
             let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
             let make = |products: usize, all: usize| StepPlan {
                 offload,
@@ -95,20 +107,22 @@ pub fn search(
             };
             let Some(products) = most(&|n| make(n, 0), kept)? else { continue };
             let all = most(&|n| make(products, n), products)?.unwrap_or(0);
-            if best.as_ref().is_none_or(|(p, a, _)| (products, all) > (*p, *a)) {
-                best = Some((products, all, make(products, all)));
+            let plan = make(products, all);
+            let cost = cost(&plan, tokens, targets);
+            if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                best = Some((cost, plan));
             }
             if products == kept && all == kept {
                 break;
             }
         }
         // Where every block keeps its products there is no input to put away.
-        if best.as_ref().is_some_and(|(products, ..)| *products == kept) {
+        if best.as_ref().is_some_and(|(_, plan)| plan.count(Level::Input) == blocks - kept) {
             break;
         }
     }
     match best {
-        Some((_, _, plan)) => Ok(plan),
+        Some((_, plan)) => Ok(plan),
         None => Err(EngineError::OutOfDeviceMemory { needed: leanest, free: available, total }),
     }
 }

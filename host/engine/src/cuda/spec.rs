@@ -144,14 +144,12 @@ pub struct Options {
     pub masters: bool,
     /// Ranks beside each other are padded to a multiple of this (0: 64, a tile of the products).
     pub rank_multiple: usize,
+    /// Whether sums may be made in an order that differs from run to run, where that is faster: the last bits of
+    /// gradients then differ too.
+    pub unordered: bool,
 }
 
 impl ModelShape {
-    /// Columns of queries, keys and values together.
-    pub fn qkv_cols(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.dim
-    }
-
     /// Rows and columns of a weight; a vector has one row.
     pub fn shape_of(&self, role: Role) -> [usize; 2] {
         let (q, kv) = (self.heads * self.dim, self.kv_heads * self.dim);

@@ -38,7 +38,7 @@ impl Decoder {
             dropping: Some(Dropping { pass: self.dropout, first_row: 0 }),
         };
         let lowest = self.lowest();
-        // The first blocks, whose inputs wait on the host; three buffers take turns for them.
+        // The first blocks, whose inputs wait on the host; two buffers take turns for them.
         let inputs_only = plan.levels.iter().take_while(|&&level| level == Level::Input).count();
         let away = if plan.offload && inputs_only > 2 * RING { inputs_only } else { 0 };
         let mut ring = Vec::with_capacity(RING);

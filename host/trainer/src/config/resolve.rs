@@ -30,6 +30,12 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         return Err(Error::config("`vram` has no effect on the processor")
             .help("leave vram out, or set device to \"cuda\" or \"auto\""));
     }
+    if device == Device::Cpu && written.train.deterministic == Some(false) {
+        return Err(Error::config(
+            "`train.deterministic` = false has no effect: the processor's sums always have one order",
+        )
+        .help("leave it out, or set device to \"cuda\" or \"auto\""));
+    }
     let seed = written.seed.unwrap_or(0);
     if i64::try_from(seed).is_err() {
         return Err(Error::config(format!("`seed` must be below 2^63, not {seed}")));
@@ -231,6 +237,7 @@ fn train(written: WrittenTrain) -> Result<TrainConfig> {
         keep_checkpoints: written.keep_checkpoints.unwrap_or(2),
         early_stopping: written.early_stopping,
         recompute: written.recompute.unwrap_or(false),
+        deterministic: written.deterministic,
     })
 }
 

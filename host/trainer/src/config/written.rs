@@ -47,6 +47,7 @@ pub(super) struct WrittenTrain {
     pub keep_checkpoints: Option<usize>,
     pub early_stopping: Option<EarlyStopping>,
     pub recompute: Option<bool>,
+    pub deterministic: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]

@@ -37,6 +37,8 @@ pub struct CardOptions {
     pub masters: bool,
     /// Every block is computed again in the backward pass, however much memory there is.
     pub recompute: bool,
+    /// Sums may be made in whatever order is fastest.
+    pub unordered: bool,
     /// The most that may be taken on the card, in bytes.
     pub vram: Option<u64>,
 }
@@ -48,6 +50,7 @@ impl CardOptions {
             eight_bit_states: config.optimizer.name.is_8bit(),
             masters: config.train.bf16_update_or_default() == Bf16Update::Master,
             recompute: config.train.recompute,
+            unordered: config.train.deterministic == Some(false),
             vram: config.vram.map(|bytes| bytes.0),
         }
     }
@@ -368,6 +371,7 @@ fn builder(
         moments: if options.eight_bit_states { MomentFormat::EightBit } else { MomentFormat::Wide },
         narrow_grads: false,
         masters: options.masters,
+        unordered: options.unordered,
         ..Options::default()
     };
     Builder::new(context, &shape(&base.spec), specs, settings).map_err(|error| memory_error(error, "the model", plan))

@@ -33,7 +33,7 @@ pub fn decode(
         past + q.rows() <= keys.rows() && shape.dim <= 256 && shape.dim.is_multiple_of(8),
         "the cache holds the new tokens"
     );
-    let Shape { heads, kv_heads, dim, window, scale } = *shape;
+    let Shape { heads, kv_heads, dim, window, scale, .. } = *shape;
     let lanes = (dim / 8).next_power_of_two().max(4);
     #[rustfmt::skip]
     let arguments = args![

@@ -5,9 +5,9 @@
 use half::bf16;
 
 use super::documents::Of;
-use super::{Documents, Shape};
+use super::{Documents, Kept, Shape};
 use crate::cuda::context::{Context, Launch};
-use crate::cuda::kernels::{Source, args};
+use crate::cuda::kernels::{Argument, Source, args};
 use crate::cuda::memory::View;
 use crate::error::Result;
 
@@ -148,20 +148,14 @@ pub(super) fn serves(context: &Context, shape: &Shape) -> bool {
 /// More than any distance between tokens, and far enough from overflow.
 const NO_WINDOW: usize = 1 << 30;
 
-pub(super) fn forward(
-    context: &Context,
-    shape: &Shape,
-    documents: &Documents,
-    qkv: View<bf16>,
-    out: View<bf16>,
-    lse: View<f32>,
-) -> Result<()> {
+pub(super) fn forward(context: &Context, shape: &Shape, documents: &Documents, kept: Kept) -> Result<()> {
+    let Kept { qkv, out, lse } = kept;
     let Some(cut) = Cut::new(context.capability(), shape.dim, Pass::Forward) else { return Ok(()) };
     let (tiles, count) = documents.tiles(cut.rows(), Of::Queries);
     #[rustfmt::skip]
     let arguments = args![
-        qkv, qkv.stride() as u64, shape.heads, shape.kv_heads, tiles, out, out.stride() as u64, lse, documents.tokens(),
-        shape.scale, shape.window.unwrap_or(NO_WINDOW)
+        qkv, qkv.stride() as u64, shape.heads, shape.kv_heads, tiles, out, out.stride() as u64, lse, shape.scale,
+        shape.window.unwrap_or(NO_WINDOW)
     ];
     let source = if cut.hopper { &FORWARD_HOPPER } else { &FORWARD };
     context.launch(source, &cut.defines(), "attention_forward", cut.launch(shape.heads, count, 1), arguments)
@@ -172,18 +166,15 @@ pub(super) fn workspace_bytes(shape: &Shape, documents: &Documents) -> usize {
     shape.heads * documents.tokens() * 2 * size_of::<f32>()
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     context: &Context,
     shape: &Shape,
     documents: &Documents,
-    qkv: View<bf16>,
-    out: View<bf16>,
-    lse: View<f32>,
-    d_out: View<bf16>,
-    d_qkv: View<bf16>,
+    kept: Kept,
+    [d_out, d_qkv]: [View<bf16>; 2],
     workspace: View<u8>,
 ) -> Result<()> {
+    let Kept { qkv, out, lse } = kept;
     let cut = |pass| Cut::new(context.capability(), shape.dim, pass);
     let (Some(keys), Some(queries)) = (cut(Pass::Keys), cut(Pass::Queries)) else { return Ok(()) };
     let (tokens, rows) = (documents.tokens(), workspace);
@@ -191,27 +182,46 @@ pub(super) fn backward(
     let Shape { heads, kv_heads, scale, .. } = *shape;
 
     #[rustfmt::skip]
-    let arguments = args![out, out.stride() as u64, d_out, d_out.stride() as u64, lse, rows, heads, tokens];
+    let arguments = args![
+        out, out.stride() as u64, d_out, d_out.stride() as u64, lse, documents.starts, documents.count(), rows, heads, tokens
+    ];
     let source = if queries.hopper { &D_QUERIES_HOPPER } else { &D_QUERIES };
     let launch = Launch::new((tokens * heads).div_ceil(8), 256);
     context.launch(source, &queries.defines(), "attention_rows", launch, arguments)?;
 
-    let (tiles, count) = documents.tiles(keys.rows(), Of::Keys);
-    #[rustfmt::skip]
-    let arguments = args![
-        qkv, qkv.stride() as u64, heads, kv_heads, tiles, d_out, d_out.stride() as u64, rows, d_qkv,
-        d_qkv.stride() as u64, tokens, scale, window
-    ];
+    let (key_tiles, key_count) = documents.tiles(keys.rows(), Of::Keys);
+    let (query_tiles, query_count) = documents.tiles(queries.rows(), Of::Queries);
+    let arguments = |tiles: View<i32>| {
+        [
+            qkv.slot(),
+            (qkv.stride() as u64).slot(),
+            heads.slot(),
+            kv_heads.slot(),
+            tiles.slot(),
+            d_out.slot(),
+            (d_out.stride() as u64).slot(),
+            rows.slot(),
+            d_qkv.slot(),
+            (d_qkv.stride() as u64).slot(),
+            tokens.slot(),
+            scale.slot(),
+            window.slot(),
+        ]
+    };
     let keys_source = if keys.hopper { &D_KEYS_HOPPER } else { &D_KEYS };
-    context.launch(keys_source, &keys.defines(), "attention_d_keys", keys.launch(kv_heads, count, 2), arguments)?;
-
-    let (tiles, count) = documents.tiles(queries.rows(), Of::Queries);
-    #[rustfmt::skip]
-    let arguments = args![
-        qkv, qkv.stride() as u64, heads, kv_heads, tiles, d_out, d_out.stride() as u64, rows, d_qkv,
-        d_qkv.stride() as u64, tokens, scale, window
-    ];
-    context.launch(source, &queries.defines(), "attention_d_queries", queries.launch(heads, count, 2), arguments)
+    // Beside each other: with few documents the one leaves many multiprocessors idle at its end.
+    context.side_by_side(
+        |stream| {
+            let launch = keys.launch(kv_heads, key_count, 2);
+            let arguments = arguments(key_tiles);
+            context.launch_on(stream, keys_source, &keys.defines(), "attention_d_keys", launch, &arguments)
+        },
+        |stream| {
+            let launch = queries.launch(heads, query_count, 2);
+            let arguments = arguments(query_tiles);
+            context.launch_on(stream, source, &queries.defines(), "attention_d_queries", launch, &arguments)
+        },
+    )
 }
 
 #[cfg(test)]

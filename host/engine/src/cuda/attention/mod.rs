@@ -1,12 +1,15 @@
 //! Attention over packed documents: in, queries, keys and values side by side; out, what each query attends to, and the
 //! gradients. And of a few new queries against a cache.
 //!
-//! Heads of a multiple of 16 run on the tensor cores ([`flash`]), others on plain arithmetic ([`plain`]); all of it is
-//! deterministic.
+//! Three ways: cuDNN's fused attention where it serves and is faster ([`fused`]), our own on the tensor cores for heads of
+//! a multiple of 16 ([`flash`]), and plain arithmetic for all others ([`plain`]). All give the same numbers but for
+//! rounding, and all but cuDNN's backward pass the same bits in every run.
 
 mod decode;
 mod documents;
 mod flash;
+pub(crate) mod fused;
+mod graph;
 mod plain;
 
 use half::bf16;
@@ -42,52 +45,61 @@ pub struct Shape {
     pub window: Option<usize>,
     /// Factor on the scores, `1/sqrt(dim)`.
     pub scale: f32,
+    /// Whether sums of the backward pass may be made in an order that differs from run to run, where that is faster.
+    pub unordered: bool,
 }
 
-/// `out[tokens, heads·dim]` and `lse[heads, tokens]` of `qkv[tokens, (heads + 2·kv_heads)·dim]`, whose rows may lie
-/// further apart.
+/// What an attention layer reads and makes, and its backward pass reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Queries, keys and values beside each other: `[tokens, (heads + 2·kv_heads)·dim]`; rows may lie further apart.
+    pub qkv: View<bf16>,
+    /// `[tokens, heads·dim]`; rows may lie further apart.
+    pub out: View<bf16>,
+    /// The logarithm of each row's sum of exponentials: one document behind another, of each first all rows of the first
+    /// head. As many numbers as `[heads, tokens]`.
+    pub lse: View<f32>,
+}
+
+/// Makes `kept.out` and `kept.lse` of `kept.qkv`.
 ///
 /// # Errors
 /// When a kernel does not compile or the device fails.
-pub fn forward(
-    context: &Context,
-    shape: &Shape,
-    documents: &Documents,
-    qkv: View<bf16>,
-    out: View<bf16>,
-    lse: View<f32>,
-) -> Result<()> {
+pub fn forward(context: &Context, shape: &Shape, documents: &Documents, kept: Kept) -> Result<()> {
+    if fused::forward(context, shape, documents, kept)? {
+        return Ok(());
+    }
     if flash::serves(context, shape) {
-        flash::forward(context, shape, documents, qkv, out, lse)
+        flash::forward(context, shape, documents, kept)
     } else {
-        plain::forward(context, shape, documents, qkv, out, lse)
+        plain::forward(context, shape, documents, kept)
     }
 }
 
 /// Bytes that [`backward`] needs in its `workspace`.
-pub fn workspace_bytes(shape: &Shape, documents: &Documents) -> usize {
-    flash::workspace_bytes(shape, documents).max(plain::workspace_bytes(shape, documents))
+pub fn workspace_bytes(context: &Context, shape: &Shape, documents: &Documents) -> usize {
+    let own = flash::workspace_bytes(shape, documents).max(plain::workspace_bytes(shape, documents));
+    own.max(fused::workspace_bytes(context, shape, documents))
 }
 
-/// Writes `d_qkv`, of `qkv`'s shape, given `d_out`; `out` and `lse` are the forward pass's.
+/// Writes `d_qkv`, of `qkv`'s shape, given `d_out`; `kept` is the forward pass's.
 ///
 /// # Errors
 /// When a kernel does not compile or the device fails.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     context: &Context,
     shape: &Shape,
     documents: &Documents,
-    qkv: View<bf16>,
-    out: View<bf16>,
-    lse: View<f32>,
-    d_out: View<bf16>,
-    d_qkv: View<bf16>,
+    kept: Kept,
+    [d_out, d_qkv]: [View<bf16>; 2],
     workspace: View<u8>,
 ) -> Result<()> {
+    if fused::backward(context, shape, documents, kept, [d_out, d_qkv], workspace)? {
+        return Ok(());
+    }
     if flash::serves(context, shape) {
-        flash::backward(context, shape, documents, qkv, out, lse, d_out, d_qkv, workspace)
+        flash::backward(context, shape, documents, kept, [d_out, d_qkv], workspace)
     } else {
-        plain::backward(context, shape, documents, qkv, out, lse, d_out, d_qkv, workspace)
+        plain::backward(context, shape, documents, kept, [d_out, d_qkv], workspace)
     }
 }

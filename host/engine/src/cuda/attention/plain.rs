@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Documents, Shape};
+use super::{Documents, Kept, Shape};
 use crate::cuda::context::{Context, Launch};
 use crate::cuda::kernels::{args, sources::ATTENTION_PLAIN};
 use crate::cuda::memory::View;
@@ -12,14 +12,8 @@ fn launch(tokens: usize, heads: usize) -> Launch {
     Launch { grid: [tokens.div_ceil(4) as u32, heads as u32, 1], block: 128, shared: 0 }
 }
 
-pub(super) fn forward(
-    context: &Context,
-    shape: &Shape,
-    documents: &Documents,
-    qkv: View<bf16>,
-    out: View<bf16>,
-    lse: View<f32>,
-) -> Result<()> {
+pub(super) fn forward(context: &Context, shape: &Shape, documents: &Documents, kept: Kept) -> Result<()> {
+    let Kept { qkv, out, lse } = kept;
     let tokens = documents.tokens();
     #[rustfmt::skip]
     let arguments = args![
@@ -33,20 +27,17 @@ pub(super) fn workspace_bytes(shape: &Shape, documents: &Documents) -> usize {
     shape.heads * documents.tokens() * size_of::<f32>()
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     context: &Context,
     shape: &Shape,
     documents: &Documents,
-    qkv: View<bf16>,
-    out: View<bf16>,
-    lse: View<f32>,
-    d_out: View<bf16>,
-    d_qkv: View<bf16>,
+    kept: Kept,
+    [d_out, d_qkv]: [View<bf16>; 2],
     workspace: View<u8>,
 ) -> Result<()> {
+    let Kept { qkv, out, lse } = kept;
     let (tokens, delta) = (documents.tokens(), workspace);
-    let Shape { heads, kv_heads, dim, window, scale } = *shape;
+    let Shape { heads, kv_heads, dim, window, scale, .. } = *shape;
     let window = window.unwrap_or(0);
     #[rustfmt::skip]
     let arguments = args![
