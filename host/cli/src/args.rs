@@ -102,6 +102,9 @@ pub struct Scan {
     /// How many of each role count as its top, in percent, rounded down.
     #[arg(long, value_name = "P", default_value_t = 25.0)]
     pub percent: f64,
+    /// What computes: auto (a GPU if there is one and the work is worth it), cpu, or cuda:0 and so on.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub device: liftplan::config::Device,
     /// Write the result to this file instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

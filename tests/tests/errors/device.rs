@@ -58,11 +58,21 @@ pub const CASES: [Case; 6] = [
     },
 ];
 
-pub const WITHOUT_DRIVER: [Case; 1] = [Case {
-    name: "no GPU",
-    arrange: |_| {},
-    arguments: ON_CUDA,
-    code: 2,
-    message: "error: `device` is \"cuda:0\": libcuda cannot be opened: install NVIDIA's driver (it brings libcuda)\n  \
-              help: `liftplan doctor` lists what is missing; device = \"cpu\" needs none of it",
-}];
+pub const WITHOUT_DRIVER: [Case; 2] = [
+    Case {
+        name: "no GPU",
+        arrange: |_| {},
+        arguments: ON_CUDA,
+        code: 2,
+        message: "error: `device` is \"cuda:0\": libcuda cannot be opened: install NVIDIA's driver (it brings libcuda)\n  \
+                  help: `liftplan doctor` lists what is missing; device = \"cpu\" needs none of it",
+    },
+    Case {
+        name: "a scan without a GPU",
+        arrange: |_| {},
+        arguments: &["scan", "model", "--device", "cuda"],
+        code: 2,
+        message: "error: `device` is \"cuda:0\": libcuda cannot be opened: install NVIDIA's driver (it brings libcuda)\n  \
+                  help: `liftplan doctor` lists what is missing; device = \"cpu\" needs none of it",
+    },
+];

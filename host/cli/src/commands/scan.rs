@@ -13,7 +13,7 @@ use crate::progress::Progress;
 pub fn run(args: &Scan, output: &Output) -> Result<()> {
     let mut progress = Progress::new();
     let model = model::open(&args.model, &here()?, &mut progress)?;
-    let statistics = ModelStatistics::new(&model, &mut progress);
+    let statistics = ModelStatistics::new(&model, &mut progress).on(args.device);
     let found = scan(&model.inventory, &statistics, args.statistic, args.percent)?;
     drop(progress);
     let text = found.text(args.format);

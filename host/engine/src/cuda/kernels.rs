@@ -62,6 +62,9 @@ pub mod sources {
         DROPOUT = "dropout.cu", [("ADD", 1)];
         INT8 = "int8.cu";
         BIAS = "bias.cu";
+        GRAM = "gram.cu";
+        TRIDIAGONAL = "tridiagonal.cu";
+        BISECTION = "bisection.cu";
     }
 }
 

@@ -176,6 +176,24 @@ impl Context {
         self.copy_2d(to, from.as_ptr().cast_mut(), true)
     }
 
+    /// Copies numbers of the host to the device beside the queued work, and waits for the copy only. Nothing that is
+    /// queued may use the view.
+    ///
+    /// # Errors
+    /// When the device does.
+    pub fn upload_beside<T: Element>(&self, to: View<T>, from: &[T]) -> Result<()> {
+        assert_eq!(to.len(), from.len(), "an upload fills its view");
+        assert!(to.rows() <= 1 || to.stride() == to.cols(), "an upload beside the work needs rows without gaps");
+        if self.is_dry() || to.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the view's memory is that large; the numbers live until the copy is done.
+        check("copy memory", unsafe { result::memcpy_htod_async(to.ptr(), from, self.copy_stream()) })?;
+        // SAFETY: the stream is valid.
+        check("copy memory", unsafe { result::stream::synchronize(self.copy_stream()) })
+    }
+
     /// Copies numbers of the device to the host, once the work queued so far is done.
     ///
     /// # Errors

@@ -9,6 +9,8 @@
 //!              plan (what fits) ── step: embed → blocks → loss → blocks back
 //!                                          │
 //!                    group (fused linear layers, adapters folded in) → gemm, ops, attention, nf4
+//!
+//! Context ── singular: matrices → eigenvalues of their squares
 //! ```
 
 pub mod account;
@@ -28,6 +30,7 @@ pub mod optim;
 pub mod packed;
 pub mod plan;
 pub mod profile;
+pub mod singular;
 pub mod slab;
 pub mod spec;
 pub mod trainable;

@@ -32,6 +32,14 @@ pub enum Kind {
     Optimizer,
     /// Unpacking of quantised weights.
     Unpack,
+    /// Squares of matrices.
+    Square,
+    /// Reflections that make a square tridiagonal.
+    Reflections,
+    /// Applying them.
+    Reflected,
+    /// Eigenvalues of what is tridiagonal.
+    Bisection,
     /// All else: embedding, copies, clearing.
     Other,
 }

@@ -5,10 +5,13 @@
 //!
 //! ```text
 //! weights → singular values (cached by content) → score → ranking → the top percent of each role
+//!           on the processor, or on a GPU ([`card`])
 //! ```
 
+mod ahead;
 mod cache;
 mod calibration;
+pub mod card;
 mod elements;
 mod golub_kahan;
 mod ranking;

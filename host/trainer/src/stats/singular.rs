@@ -12,42 +12,60 @@ use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
 use faer::{Accum, Mat, MatRef, Par};
 
 use super::golub_kahan;
-use super::score::quantile;
+use super::score::{quantile, spectral_threshold};
 use crate::{Error, Result};
 
 /// Rows or columns that are widened to f64 at a time while the matrix is squared.
 const PANEL: usize = 256;
-/// The largest error of any singular value that the fast way may have, as a part of the values' mean and of the width
-/// of their middle half.
-const TOLERANCE: f64 = 1e-6;
+/// The largest error of any singular value that the fast way may have, as a part of the values' mean; that of the sum
+/// of all and of those that Spectrum counts as noise; and that of the quartiles as a part of their distance.
+const TOLERANCE: f64 = 1e-5;
+const TOLERANCE_OF_SUMS: f64 = 1e-7;
+const TOLERANCE_OF_QUARTILES: f64 = 1e-6;
 
 /// The singular values, descending, of the `[rows, cols]` matrix whose elements are `elements` in row-major order.
 ///
-/// Each value is within 10⁻⁶ of their mean, most within 10⁻¹². Values below `max(rows, cols) · 2⁻⁵² · largest` can't be told
-/// from zero (the convention of NumPy's `matrix_rank`) and are given as exactly 0. Takes at most twice the elements' own
-/// memory beside them, in which they are included: three times in all.
+/// Each value is within 10⁻⁵ of their mean, most within 10⁻¹², and their sum within 10⁻⁷ of itself. Values below
+/// `max(rows, cols) · 2⁻⁵² · largest` can't be told from zero (the convention of NumPy's `matrix_rank`) and are given
+/// as exactly 0. Takes at most twice the elements' own memory beside them, in which they are included: three times in
+/// all.
 ///
 /// # Errors
 /// An element is not finite, or the shape is empty or doesn't fit the elements.
 pub fn singular_values(elements: Vec<f32>, rows: usize, cols: usize, par: Par) -> Result<Vec<f64>> {
+    check(&elements, rows, cols)?;
+    of_checked(elements, rows, cols, par)
+}
+
+/// The same for elements that are checked.
+pub(super) fn of_checked(elements: Vec<f32>, rows: usize, cols: usize, par: Par) -> Result<Vec<f64>> {
+    match by_squaring(&elements, rows, cols, par)? {
+        Some(values) => Ok(values),
+        None => Ok(in_order(golub_kahan::singular_values(elements, rows, cols, par)?, rows, cols)),
+    }
+}
+
+/// Fails for elements that have no singular values.
+pub(super) fn check(elements: &[f32], rows: usize, cols: usize) -> Result<()> {
     if rows == 0 || cols == 0 || elements.len() != rows * cols {
         return Err(Error::model(format!(
             "a matrix of shape [{rows}, {cols}] with {} elements has no singular values",
             elements.len()
         )));
     }
-    if let Some(place) = elements.iter().position(|element| !element.is_finite()) {
-        return Err(Error::model(format!(
+    match elements.iter().position(|element| !element.is_finite()) {
+        Some(place) => Err(Error::model(format!(
             "row {}, column {} is {}, and singular values need finite numbers",
             place / cols,
             place % cols,
             elements[place]
-        )));
+        ))),
+        None => Ok(()),
     }
-    let mut values = match by_squaring(&elements, rows, cols, par)? {
-        Some(values) => values,
-        None => golub_kahan::singular_values(elements, rows, cols, par)?,
-    };
+}
+
+/// Singular values descending, with zeros where they can't be told from zero.
+pub(super) fn in_order(mut values: Vec<f64>, rows: usize, cols: usize) -> Vec<f64> {
     values.sort_by(|a, b| b.total_cmp(a));
     let smallest = rows.max(cols) as f64 * f64::EPSILON * values.first().copied().unwrap_or(0.0);
     for value in &mut values {
@@ -55,7 +73,7 @@ pub fn singular_values(elements: Vec<f32>, rows: usize, cols: usize, par: Par) -
             *value = 0.0;
         }
     }
-    Ok(values)
+    values
 }
 
 /// The square roots of the eigenvalues of the smaller square, descending, or `None` if they may not be exact enough.
@@ -70,21 +88,33 @@ fn by_squaring(elements: &[f32], rows: usize, cols: usize, par: Par) -> Result<O
     let diagonal: Vec<f64> = (0..size).map(|i| square[(i, i)]).collect();
     let beside: Vec<f64> = (1..size).map(|i| square[(i, i - 1)]).collect();
     drop(square);
+    Ok(from_squares(golub_kahan::tridiagonal_eigenvalues(&diagonal, &beside)?, trace, rows, cols))
+}
 
-    let mut squares = golub_kahan::tridiagonal_eigenvalues(&diagonal, &beside)?;
+/// The singular values, descending, whose squares came out of the smaller square of a `[rows, cols]` matrix, or `None`
+/// if they may not be exact enough; `trace` is the sum of the squares of all elements.
+pub(super) fn from_squares(mut squares: Vec<f64>, trace: f64, rows: usize, cols: usize) -> Option<Vec<f64>> {
     squares.sort_by(|a, b| b.total_cmp(a));
     // Rounding in the sums and in the rotations moves an eigenvalue by about this much; the trace is the sum of all
     // squares, so it is at least the norm of the square.
     let error_of_squares = ((rows + cols) as f64).sqrt() * f64::EPSILON * trace;
     let values: Vec<f64> = squares.iter().map(|square| square.max(0.0).sqrt()).collect();
     let error = |value: f64| if value > 0.0 { error_of_squares / value } else { f64::INFINITY };
+    let sum_is_good = |part: &[f64]| {
+        part.iter().map(|value| error(*value)).sum::<f64>() <= TOLERANCE_OF_SUMS * part.iter().sum::<f64>()
+    };
+    let threshold = spectral_threshold(&values, rows, cols);
+    let noise = &values[values.partition_point(|value| *value > threshold)..];
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let (low, high) = (quantile(&values, 0.25), quantile(&values, 0.75));
     let least = values.last().copied().unwrap_or(0.0);
     // The last condition: no value is mere rounding, which a deficient matrix's would be.
-    let good =
-        error(least) <= TOLERANCE * mean && error(low) <= TOLERANCE * (high - low) && error(least) <= least / 4.0;
-    Ok(good.then_some(values))
+    let good = error(least) <= TOLERANCE * mean
+        && sum_is_good(&values)
+        && sum_is_good(noise)
+        && error(low) <= TOLERANCE_OF_QUARTILES * (high - low)
+        && error(least) <= least / 4.0;
+    good.then(|| in_order(values, rows, cols))
 }
 
 /// The lower triangle of the smaller of `A·Aᵀ` and `Aᵀ·A`.

@@ -10,7 +10,9 @@ use std::thread;
 use faer::Par;
 use rayon::prelude::*;
 
-use super::{Cache, Calibration, ElementStatistics, quantiles, singular_values};
+use super::card::{Card, Prepared};
+use super::{Cache, Calibration, ElementStatistics, quantiles, singular};
+use crate::config::Device;
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
 use crate::report::{Event, Observer};
@@ -71,12 +73,18 @@ impl Statistics for NoStatistics {
 const UNWRITTEN: &str = "the cache of singular values cannot be written, so they will be computed anew next time; \
                          set LIFTPLAN_CACHE to a directory that can";
 
+/// A two-dimensional weight: its name and shape.
+type Weight<'a> = (&'a TensorInfo, [usize; 2]);
+
 /// The statistics of an opened model.
 ///
-/// Several matrices are worked on at once as long as all their work together stays below three times the largest
-/// matrix of the model; a larger one is alone, with all cores on it.
+/// On the processor several matrices are worked on at once as long as all their work together stays below three times
+/// the largest matrix of the model; a larger one is alone, with all cores on it.
 pub struct ModelStatistics<'a> {
     model: &'a BaseModel,
+    device: Device,
+    /// Whether it is an error that the device is not there.
+    needs_device: bool,
     cache: Option<Cache>,
     observer: RefCell<&'a mut dyn Observer>,
     known: RefCell<BTreeMap<String, Arc<[f64]>>>,
@@ -91,7 +99,28 @@ impl<'a> ModelStatistics<'a> {
 
     /// The same through `cache`, or without any.
     pub fn with_cache(model: &'a BaseModel, cache: Option<Cache>, observer: &'a mut dyn Observer) -> Self {
-        Self { model, cache, observer: RefCell::new(observer), known: RefCell::default(), elements: RefCell::default() }
+        let (known, elements) = (RefCell::default(), RefCell::default());
+        Self {
+            model,
+            device: Device::Cpu,
+            needs_device: true,
+            cache,
+            observer: RefCell::new(observer),
+            known,
+            elements,
+        }
+    }
+
+    /// The same with singular values computed by `device`: `auto` takes a GPU where there is one that can be used and
+    /// the work is worth it. Without this it is the processor.
+    pub fn on(self, device: Device) -> Self {
+        Self { device, needs_device: true, ..self }
+    }
+
+    /// The same, with a warning instead of an error where the device is not there: a plan for another machine can be
+    /// made here.
+    pub fn on_if_there(self, device: Device) -> Self {
+        Self { device, needs_device: false, ..self }
     }
 
     /// Tells the observer of other work on the same model.
@@ -121,28 +150,55 @@ impl<'a> ModelStatistics<'a> {
         Ok(numbers)
     }
 
-    /// Computes or finds what `known` lacks, `windows` one after another, the tensors of each at the same time.
-    fn compute(&self, windows: &[Vec<(&TensorInfo, usize, usize)>], total: u64) -> Result<()> {
+    /// Computes or finds what `known` lacks.
+    fn compute(&self, weights: &[Weight<'_>]) -> Result<()> {
         let (done, arrived) = mpsc::channel();
         let (model, cache) = (self.model, self.cache.as_ref());
-        let unwritten = AtomicBool::new(false);
+        let (unwritten, total) = (AtomicBool::new(false), weights.len() as u64);
         let mut observer = self.observer.borrow_mut();
         let mut known = self.known.borrow_mut();
-        observer.on(&Event::Phase("computing singular values"));
+        let shapes: Vec<_> = weights.iter().map(|(_, shape)| *shape).collect();
+        let (card, warning) = Card::of_device(self.device, &shapes).or_else(|error| match self.needs_device {
+            true => Err(error),
+            false => Ok((None, Some(error.message().to_string()))),
+        })?;
+        if let Some(warning) = warning {
+            observer.on(&Event::Warning(&format!("singular values are computed on the processor: {warning}")));
+        }
+        match &card {
+            Some(card) => observer.on(&Event::Phase(&format!("computing singular values on {}", card.name()))),
+            None => observer.on(&Event::Phase("computing singular values")),
+        }
         observer.on(&Event::Progress { unit: "matrices", done: 0, total });
-        let result = thread::scope(|scope| {
-            let unwritten = &unwritten;
+        // In f32; the work on one matrix takes at most three times its own size, see `singular_values`.
+        let largest = model.inventory.tensors.iter().map(|info| 4 * info.len()).max().unwrap_or(0);
+        let on_card = card.is_some();
+        let left = thread::scope(|scope| {
+            let one = One { model, cache, unwritten: &unwritten };
             let worker = scope.spawn(move || {
-                for window in windows {
+                // Nobody listens any more only if the scan was given up.
+                let tell = |place: usize, values: Vec<f64>| {
+                    let _ = done.send((weights[place].0.name.clone(), values));
+                };
+                let prepare = |place: usize| one.prepare(&weights[place]);
+                let rest = match card {
+                    Some(card) => {
+                        let found = |place, key: Option<&str>, values| {
+                            tell(place, if let Some(key) = key { one.kept(key, values) } else { values });
+                        };
+                        card.singular_values(&shapes, largest, prepare, found)?.left
+                    }
+                    None => (0..weights.len()).collect(),
+                };
+                let left = rest.len();
+                for window in windows(&shapes, rest, 3 * largest) {
                     let par = if window.len() >= rayon::current_num_threads() { Par::Seq } else { Par::rayon(0) };
-                    window.par_iter().try_for_each_with(done.clone(), |done, (info, rows, cols)| {
-                        let values = one(model, cache, info, *rows, *cols, par, unwritten)?;
-                        // Nobody listens any more only if the scan was given up.
-                        let _ = done.send((info.name.clone(), values));
+                    window.par_iter().try_for_each(|place| {
+                        tell(*place, one.values(&weights[*place], par)?);
                         Ok(())
                     })?;
                 }
-                Ok(())
+                Ok(left)
             });
             for (count, (name, values)) in (1..).zip(arrived) {
                 known.insert(name, values.into());
@@ -153,16 +209,37 @@ impl<'a> ModelStatistics<'a> {
         if unwritten.into_inner() {
             observer.on(&Event::Warning(UNWRITTEN));
         }
-        result
+        match left? {
+            left if on_card && left > 0 => observer.on(&Event::Warning(&format!(
+                "{left} of {total} matrices were computed on the processor, since the GPU has no memory for them"
+            ))),
+            _ => {}
+        }
+        Ok(())
     }
+}
+
+/// These places in windows of matrices that are worked on at the same time, within `budget` bytes.
+fn windows(shapes: &[[usize; 2]], places: Vec<usize>, budget: usize) -> Vec<Vec<usize>> {
+    let mut windows: Vec<Vec<usize>> = Vec::new();
+    let mut used = budget;
+    for place in places {
+        let work = 12 * shapes[place][0] * shapes[place][1];
+        match windows.last_mut() {
+            Some(window) if used + work <= budget => window.push(place),
+            _ => {
+                windows.push(vec![place]);
+                used = 0;
+            }
+        }
+        used += work;
+    }
+    windows
 }
 
 impl Statistics for ModelStatistics<'_> {
     fn singular_values(&self, tensors: &[&TensorInfo]) -> Result<Vec<Arc<[f64]>>> {
-        // In f32; the work on one matrix takes at most three times its own size, see `singular_values`.
-        let budget = 3 * self.model.inventory.tensors.iter().map(|info| 4 * info.len()).max().unwrap_or(0);
-        let mut windows: Vec<Vec<_>> = Vec::new();
-        let (mut used, mut total) = (budget, 0);
+        let mut weights = Vec::new();
         for info in tensors {
             let [rows, cols] = info.shape[..] else {
                 return Err(Error::plan(format!(
@@ -170,22 +247,12 @@ impl Statistics for ModelStatistics<'_> {
                     info.name, info.shape
                 )));
             };
-            if self.known.borrow().contains_key(&info.name) {
-                continue;
+            if !self.known.borrow().contains_key(&info.name) {
+                weights.push((*info, [rows, cols]));
             }
-            let work = 12 * info.len();
-            match windows.last_mut() {
-                Some(window) if used + work <= budget => window.push((*info, rows, cols)),
-                _ => {
-                    windows.push(vec![(*info, rows, cols)]);
-                    used = 0;
-                }
-            }
-            used += work;
-            total += 1;
         }
-        if total > 0 {
-            self.compute(&windows, total)?;
+        if !weights.is_empty() {
+            self.compute(&weights)?;
         }
         let known = self.known.borrow();
         let lost = |info: &TensorInfo| Error::internal(format!("the singular values of `{}` got lost", info.name));
@@ -219,28 +286,43 @@ impl Statistics for ModelStatistics<'_> {
     }
 }
 
-/// The singular values of one tensor, from the cache or computed and put there.
-fn one(
-    model: &BaseModel,
-    cache: Option<&Cache>,
-    info: &TensorInfo,
-    rows: usize,
-    cols: usize,
-    par: Par,
-    unwritten: &AtomicBool,
-) -> Result<Vec<f64>> {
-    let elements = model.read_f32(&info.name)?;
-    let Some(cache) = cache else {
-        return singular_values(elements, rows, cols, par).map_err(|error| error.at(format!("tensor `{}`", info.name)));
-    };
-    let key = Cache::key(&elements, rows, cols);
-    if let Some(values) = cache.get(&key, rows.min(cols)) {
-        return Ok(values);
+/// What the work on one weight needs.
+#[derive(Clone, Copy)]
+struct One<'a> {
+    model: &'a BaseModel,
+    cache: Option<&'a Cache>,
+    unwritten: &'a AtomicBool,
+}
+
+impl One<'_> {
+    /// Its values from the cache, or its elements, and what the values are to be kept under.
+    fn prepare(&self, (info, [rows, cols]): &Weight<'_>) -> Result<(String, Prepared)> {
+        let elements = self.model.read_f32(&info.name)?;
+        let key = self.cache.map(|_| Cache::key(&elements, *rows, *cols)).unwrap_or_default();
+        if let Some(values) = self.cache.and_then(|cache| cache.get(&key, *rows.min(cols))) {
+            return Ok((key, Prepared::Known(values)));
+        }
+        singular::check(&elements, *rows, *cols).map_err(|error| error.at(format!("tensor `{}`", info.name)))?;
+        Ok((key, Prepared::Elements(elements)))
     }
-    let values =
-        singular_values(elements, rows, cols, par).map_err(|error| error.at(format!("tensor `{}`", info.name)))?;
-    if cache.put(&key, &values).is_err() {
-        unwritten.store(true, Ordering::Relaxed);
+
+    /// Values that were computed, put into the cache.
+    fn kept(&self, key: &str, values: Vec<f64>) -> Vec<f64> {
+        if self.cache.is_some_and(|cache| cache.put(key, &values).is_err()) {
+            self.unwritten.store(true, Ordering::Relaxed);
+        }
+        values
     }
-    Ok(values)
+
+    /// The singular values, from the cache or computed on the processor and put there.
+    fn values(&self, weight: &Weight<'_>, par: Par) -> Result<Vec<f64>> {
+        let (info, [rows, cols]) = weight;
+        match self.prepare(weight)? {
+            (_, Prepared::Known(values)) => Ok(values),
+            (key, Prepared::Elements(elements)) => {
+                let values = singular::of_checked(elements, *rows, *cols, par);
+                Ok(self.kept(&key, values.map_err(|error| error.at(format!("tensor `{}`", info.name)))?))
+            }
+        }
+    }
 }

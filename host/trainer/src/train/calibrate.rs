@@ -37,7 +37,13 @@ pub struct Measured<'a> {
 impl<'a> Measured<'a> {
     /// The statistics of `base` and of `data`, which a run by `config` would train on.
     pub fn new(base: &'a BaseModel, config: &'a Config, data: &'a Dataset, observer: &'a mut dyn Observer) -> Self {
-        Self { weights: ModelStatistics::new(base, observer), base, config, data, known: RefCell::default() }
+        Self {
+            weights: ModelStatistics::new(base, observer).on_if_there(config.device),
+            base,
+            config,
+            data,
+            known: RefCell::default(),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Pr
     observer.on(&Event::Phase("planning"));
     let made = match &early {
         Some(splits) => policy::start(config, &base.inventory, &Measured::new(&base, config, &splits.train, observer))?,
-        None => policy::start(config, &base.inventory, &ModelStatistics::new(&base, observer))?,
+        None => policy::start(config, &base.inventory, &ModelStatistics::new(&base, observer).on(config.device))?,
     };
     policy::tell(&made.notes, &made.plan.origin.policy, observer);
     let policy::Started { policy, plan, state, .. } = made;
@@ -105,7 +105,7 @@ fn read_data(
 /// When the plan can't be made, or the data that it needs can't be read.
 pub fn plan(config: &Config, base: &BaseModel, observer: &mut dyn Observer) -> Result<Plan> {
     if !policy::needs_data(config).map_err(|error| config.locate(error))? {
-        return policy::plan(config, &base.inventory, &ModelStatistics::new(base, observer));
+        return policy::plan(config, &base.inventory, &ModelStatistics::new(base, observer).on_if_there(config.device));
     }
     let splits = read_data(config, base, &mut PhaseSeconds::default(), observer)?;
     policy::plan(config, &base.inventory, &Measured::new(base, config, &splits.train, observer))
