@@ -84,6 +84,27 @@ fn what_is_supported_and_what_is_left_open_are_kept_apart() {
 }
 
 #[test]
+fn a_difference_that_seeds_show_and_the_judgement_leaves_open_has_its_reason() {
+    let open = |paired: Value| {
+        let mut methods = vec![row("A", 0.80, 1, 1.0), row("B", 0.83, 1, 1.0)];
+        methods[1]["vs_baseline"] = paired;
+        said(&report(methods), StatementKind::Open)[0].to_string()
+    };
+    let mut by_seeds = paired(0.03, "undecided");
+    by_seeds["interval"] = json!({ "low": 0.01, "high": 0.05 });
+    let chance = open(by_seeds.clone());
+    assert!(
+        chance.contains(
+            "B (+0.0300; +0.0100 to +0.0500 over seeds, but one of so many comparisons can be that far off by chance)"
+        ),
+        "{chance}"
+    );
+    by_seeds["example_interval"] = json!({ "low": -0.01, "high": 0.07 });
+    let examples = open(by_seeds);
+    assert!(examples.contains("+0.0500 over seeds, but other test examples could undo it)"), "{examples}");
+}
+
+#[test]
 fn methods_without_a_score_are_said_to_have_none() {
     let mut failed = row("B", 0.0, 0, 0.0);
     failed["score"] = Value::Null;

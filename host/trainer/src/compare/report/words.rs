@@ -96,6 +96,19 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
     }
 }
 
+/// Why a difference whose interval over seeds leaves out zero is left open nevertheless.
+fn doubt(paired: &Paired) -> &'static str {
+    let clear = |interval: Option<Interval>| interval.is_some_and(|interval| !interval.contains(0.0));
+    match (paired.finding, paired.example_interval) {
+        (Finding::Undecided, _) if !clear(paired.interval) => "",
+        (Finding::Undecided, examples) if examples.is_some() && !clear(examples) => {
+            " over seeds, but other test examples could undo it"
+        }
+        (Finding::Undecided, _) => " over seeds, but one of so many comparisons can be that far off by chance",
+        _ => "",
+    }
+}
+
 /// One sentence for each kind of finding, all methods of that kind in it.
 fn against_baseline(report: &Report, said: &mut Vec<Statement>) {
     let baseline = &report.setup.baseline;
@@ -108,7 +121,7 @@ fn against_baseline(report: &Report, said: &mut Vec<Statement>) {
             .iter()
             .map(|(row, paired)| {
                 let range = paired.interval.map_or(String::new(), |interval| format!("; {}", range(interval)));
-                format!("{} ({}{range})", row.name, signed(paired.difference))
+                format!("{} ({}{range}{})", row.name, signed(paired.difference), doubt(paired))
             })
             .collect();
         list(&texts)
