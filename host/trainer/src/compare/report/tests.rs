@@ -84,6 +84,16 @@ fn what_is_supported_and_what_is_left_open_are_kept_apart() {
 }
 
 #[test]
+fn the_best_of_equals_or_of_single_runs_is_not_claimed() {
+    let tied = report(vec![row("A", 0.9, 1, 1.0), row("B", 0.9, 1, 1.0), row("C", 0.8, 1, 1.0)]);
+    assert!(said(&tied, StatementKind::Supported)[0].starts_with("A and B share the best mean accuracy"));
+    let mut single = report(vec![row("A", 0.9, 1, 1.0), row("B", 0.8, 1, 1.0)]);
+    single.setup.seeds = vec![1];
+    single.summary = words::summary(&single);
+    assert!(said(&single, StatementKind::Open)[0].starts_with("A has the best mean accuracy"));
+}
+
+#[test]
 fn a_difference_that_seeds_show_and_the_judgement_leaves_open_has_its_reason() {
     let open = |paired: Value| {
         let mut methods = vec![row("A", 0.80, 1, 1.0), row("B", 0.83, 1, 1.0)];

@@ -75,16 +75,21 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
         interval.map_or(String::new(), |i| format!(" (95 % interval {} to {})", number(i.low), number(i.high)));
     let base =
         report.base.scores.get(name).map_or(String::new(), |b| format!("; the untouched model has {}", number(*b)));
-    say(
-        said,
-        StatementKind::Supported,
-        format!(
-            "{} has the best mean {name} on the test data: {}{spread} over {}{base}.",
-            first.name,
-            number(score),
-            seeds(report)
-        ),
+    let equal: Vec<&str> = ranked
+        .iter()
+        .filter(|row| row.score.is_some_and(|other| other.mean == score))
+        .map(|row| row.name.as_str())
+        .collect();
+    let has = if equal.len() == 1 { "has" } else { "share" };
+    // One run a method ranks runs, not methods.
+    let kind = if report.setup.seeds.len() == 1 { StatementKind::Open } else { StatementKind::Supported };
+    let text = format!(
+        "{} {has} the best mean {name} on the test data: {}{spread} over {}{base}.",
+        list(&equal),
+        number(score),
+        seeds(report)
     );
+    say(said, kind, text);
     let behind = |row: &&&Row| {
         row.vs_base
             .as_ref()
