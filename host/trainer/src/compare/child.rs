@@ -138,9 +138,10 @@ fn in_a_group_of_its_own(_: &mut Command) {}
 
 #[cfg(unix)]
 fn interrupt(child: &mut std::process::Child) {
+    // Not SIGINT: a shell that starts this process in the background has it ignored, and children inherit that.
     // SAFETY: a signal to a child that has not been waited for, so that its id is still its own.
     unsafe {
-        libc::kill(child.id() as libc::pid_t, libc::SIGINT);
+        libc::kill(child.id() as libc::pid_t, libc::SIGTERM);
     }
 }
 
@@ -198,7 +199,7 @@ mod tests {
     #[test]
     fn a_stop_reaches_the_child_once_and_it_is_waited_for() {
         let stop = AtomicBool::new(true);
-        let end = shell("trap 'sleep 0.2; exit 130' INT; while true; do sleep 0.05; done", None, &stop);
+        let end = shell("trap 'sleep 0.2; exit 130' TERM; while true; do sleep 0.05; done", None, &stop);
         assert!(matches!(end, End::Stopped), "{end:?}");
     }
 }
