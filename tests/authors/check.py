@@ -155,7 +155,7 @@ def configuration(folder: pathlib.Path, plugin: pathlib.Path) -> pathlib.Path:
     model = ROOT / "tests/golden/families/qwen3/model"
     config = folder / "config.toml"
     config.write_text(
-        f'model = "{model}"\nout = "run"\n[data]\ntrain = "train.jsonl"\nformat = "text"\n[policy]\nplugin = "{plugin}"\n'
+        f'model = "{model}"\n[data]\ntrain = "train.jsonl"\nformat = "text"\n[policy]\nplugin = "{plugin}"\n'
         "[train]\nsteps = 2\nbatch_size = 2\n[plugins]\nfuel = 3000000000\n"
     )
     return config
@@ -176,8 +176,9 @@ def mischief(project: Project, folder: pathlib.Path) -> None:
             wrong.append(f"{what}: {said}")
     assert not wrong, "\n".join(wrong)
     # After all that it is as it was.
-    project.run("train", config)
-    assert json.loads((folder / "run/summary.json").read_text())["steps"] == 2
+    run = folder / f"run-{project.language}"
+    project.run("train", config, "--out", str(run))
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
 
 
 def main() -> None:
