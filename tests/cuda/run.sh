@@ -88,6 +88,15 @@ method() {
     train "$name.resumed" "$config" "$gpu" "$@" $settings --resume && same "$name.gpu" "$name.resumed"
 }
 
+# differently NAME OTHER CONFIG [ARGUMENTS]: OTHER, the method NAME with other ARGUMENTS, gives the same bits as NAME did.
+differently() {
+    name=$1 other=$2 config=$3
+    shift 3
+    case $other in *"$only"*) ;; *) return ;; esac
+    # shellcheck disable=SC2086
+    train "$other.gpu" "$config" "$gpu" "$@" $settings && same "$name.gpu" "$other.gpu"
+}
+
 # The tickets on the tiny model, by several policies.
 at=$PWD/examples
 sed "s#= \"models/#= \"$at/models/#; s#= \"data/#= \"$at/data/#" examples/quickstart.toml >"$runs/lora.toml"
@@ -98,6 +107,10 @@ sed "s#^name = \"full\"#plugin = \"$plugins/lisa.wasm\"\nblocks = 1\nevery = 4#"
 sed "s#^name = \"full\"#plugin = \"$plugins/badam.wasm\"\nevery = 3#" "$runs/full.toml" >"$runs/badam.toml"
 
 method lora "$runs/lora.toml"
+# A model whose head is another matrix than its embedding.
+sed "s#^model = .*#model = \"$PWD/tests/golden/families/llama3/model\"#" "$runs/lora.toml" >"$runs/untied.toml"
+method lora-untied "$runs/untied.toml"
+differently lora-untied lora-offload "$runs/untied.toml" --set storage.offload_embedding=true
 method lora-recompute "$runs/lora.toml" --set train.recompute=true
 method lora-dropout "$runs/lora.toml" --set policy.dropout=0.1
 method full "$runs/full.toml"

@@ -5,11 +5,10 @@
 
 use std::path::Path;
 
-use liftplan::config::OptimizerName;
 use liftplan::model::inventory::{Kind, TensorInfo};
 use liftplan::model::shapes::{self, Shape};
 use liftplan::plan::{AdapterSpec, Origin, Plan, PlanBuilder, Storage, StorageRule};
-use liftplan::train::card_fit::{Account, fit_on_card};
+use liftplan::train::card_fit::{Account, Question, fit_on_card};
 use liftplan_engine::Batch;
 use liftplan_engine::cuda::{MomentFormat, Options};
 use liftplan_tests::golden;
@@ -140,7 +139,11 @@ fn what_was_measured_on_a_card_was_predicted_without_one() {
 fn more_memory_trains_longer_sequences_and_fewer_bits_fit_smaller_cards() {
     let shape = shapes::find("qwen3-8b", Path::new("")).unwrap();
     let longest = |gib: u64| -> Vec<(String, Option<usize>)> {
-        let fit = fit_on_card(&shape, Some(gib << 30), OptimizerName::Adamw8bit).unwrap();
+        let fit = fit_on_card(
+            &shape,
+            Question { available_bytes: Some(gib << 30), eight_bit_states: true, ..Question::default() },
+        )
+        .unwrap();
         for method in &fit.methods {
             let taken: Vec<u64> = method.memory.iter().map(|memory| memory.total()).collect();
             assert!(taken.windows(2).all(|pair| pair[0] <= pair[1]), "{}: {taken:?}", method.method);

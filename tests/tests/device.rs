@@ -155,6 +155,39 @@ fn what_does_not_fit_is_told_with_settings_that_do() {
 }
 
 #[test]
+fn an_embedding_on_the_host_is_counted_offered_and_refused_where_it_cannot_be() {
+    let offloaded = "[storage]\noffload_embedding = true\n";
+    let (base, plan, config) = planned("llama3", LORA);
+    let (_, _, with) = planned("llama3", &format!("{offloaded}{LORA}"));
+    let (here, there) = (run(&base, &plan, &config), run(&base, &plan, &with));
+    let [rich, lean] = [&here, &there].map(|run| forecast(run, 1 << 30, HOPPER).unwrap().unwrap());
+    let bytes = 2 * base.inventory.tensors[0].len() as u64;
+    assert!(base.inventory.tensors[0].name.contains("embed_tokens"));
+    assert_eq!(rich.weights_bytes - lean.weights_bytes, bytes);
+    // What helps a card that is too small, unless it is set already.
+    let offered = |run: &Run<'_>| match ways(run, 1 << 20, HOPPER).unwrap() {
+        Ways::None(settings, _) => settings,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(offered(&here)[0], "storage.offload_embedding = true");
+    assert!(!offered(&there).iter().any(|setting| setting.contains("embedding")));
+
+    for (family, policy, why) in [
+        ("tiny", LORA, "is the output head too, which every step multiplies by, and stays on the GPU"),
+        ("llama3", "[policy]\nname = \"full\"\n", "trains, and stays on the GPU"),
+    ] {
+        let (base, plan, config) = planned(family, &format!("{offloaded}{policy}"));
+        let error = forecast(&run(&base, &plan, &config), 1 << 30, HOPPER).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "`storage.offload_embedding`: `model.embed_tokens.weight` {why}\n  help: leave storage.offload_embedding out"
+            )
+        );
+    }
+}
+
+#[test]
 fn what_stops_training_keeps_its_place_in_checkpoints_and_no_memory() {
     let (base, full, config) = planned("tiny", "[policy]\nname = \"full\"\n");
     let only = |block: usize| {

@@ -148,6 +148,9 @@ pub struct Plan {
     /// With --shape: with the optimiser's states in 8 bits (adamw8bit).
     #[arg(long = "8bit-states", requires = "shape")]
     pub eight_bit_states: bool,
+    /// With --shape and --device cuda: with storage.offload_embedding, where a method leaves the embedding frozen.
+    #[arg(long, requires = "shape")]
+    pub offload_embedding: bool,
 }
 
 /// `train`.

@@ -10,9 +10,9 @@ use liftplan_engine::cuda::{
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// The shape of Qwen3-8B with adapters of rank 16 on all linear layers.
-fn decoder(storage: Storage, options: Options) -> Decoder {
-    let shape = ModelShape {
+/// The shape of Qwen3-8B.
+fn shape() -> ModelShape {
+    ModelShape {
         vocab: 151_936,
         hidden: 4096,
         intermediate: 12_288,
@@ -24,13 +24,27 @@ fn decoder(storage: Storage, options: Options) -> Decoder {
         rms_eps: 1e-6,
         tied: false,
         inverse_frequencies: vec![1.0; 64],
-    };
+    }
+}
+
+/// That shape with adapters of rank 16 on all linear layers.
+fn decoder(storage: Storage, options: Options) -> Decoder {
+    let shape = shape();
+    let specs = adapted(&shape, storage);
+    let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, options).unwrap().finish();
+    let updates: Vec<Update> =
+        (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
+    decoder.prepare(&updates).unwrap();
+    decoder
+}
+
+fn adapted(shape: &ModelShape, storage: Storage) -> Vec<TensorSpec> {
     use Role::{Down, Embedding, FinalNorm, Gate, Head, InputNorm, K, KNorm, O, PostNorm, Q, QNorm, Up, V};
     let mut slots: Vec<Slot> = vec![(None, Embedding), (None, FinalNorm), (None, Head)];
     for block in 0..shape.blocks {
         slots.extend([InputNorm, Q, K, V, QNorm, KNorm, O, PostNorm, Gate, Up, Down].map(|role| (Some(block), role)));
     }
-    let specs: Vec<TensorSpec> = slots
+    slots
         .into_iter()
         .map(|slot| {
             let linear = matches!(slot.1, Q | K | V | O | Gate | Up | Down);
@@ -40,12 +54,7 @@ fn decoder(storage: Storage, options: Options) -> Decoder {
             let treatment = if linear { Treatment::Adapt(adapter()) } else { Treatment::Frozen };
             TensorSpec { slot, treatment, storage: if linear { storage } else { Storage::Bf16 }, name }
         })
-        .collect();
-    let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, options).unwrap().finish();
-    let updates: Vec<Update> =
-        (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
-    decoder.prepare(&updates).unwrap();
-    decoder
+        .collect()
 }
 
 /// Four documents of 2048 tokens.
@@ -99,4 +108,27 @@ fn the_plan_fits_the_budget_and_grows_with_it() {
     decoder.set_budget(Some((16.0 * GIB) as usize));
     let error = decoder.choose_plan(&batch()).unwrap_err().to_string();
     assert!(error.starts_with("out of GPU memory: "), "{error}");
+}
+
+#[test]
+fn an_embedding_on_the_host_takes_nothing_of_the_card() {
+    let options = Options { embedding_on_host: true, ..Options::default() };
+    let (here, there) = (decoder(Storage::Bf16, Options::default()), decoder(Storage::Bf16, options));
+    let bytes = 151_936 * 4096 * 2;
+    assert_eq!((here.host_bytes(), there.host_bytes()), (0, bytes));
+    assert_eq!(here.model_bytes() - there.model_bytes(), bytes);
+    assert_eq!(here.account(&[0]).total() - there.account(&[0]).total(), bytes);
+    let plan = StepPlan::new(36, 36, 36, 8192, 4096);
+    assert_eq!(here.needed(&batch(), &plan).unwrap(), there.needed(&batch(), &plan).unwrap());
+
+    // Where the whole table is read or changed, it has to be on the card.
+    let mut specs = adapted(&shape(), Storage::Bf16);
+    let refused = |shape: &ModelShape, specs: &[TensorSpec]| {
+        Builder::new(&Context::dry((9, 0)), shape, specs, options).map(|_| ()).unwrap_err().to_string()
+    };
+    let tied = refused(&ModelShape { tied: true, ..shape() }, &specs);
+    assert!(tied.contains("Embedding") && tied.contains("since it is the head too"), "{tied}");
+    specs[0].treatment = Treatment::Train;
+    let trained = refused(&shape(), &specs);
+    assert!(trained.contains("Embedding") && trained.contains("since it trains"), "{trained}");
 }

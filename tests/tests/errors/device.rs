@@ -5,7 +5,7 @@ use crate::Case;
 const TRAIN: &[&str] = &["train", "c.toml"];
 const ON_CUDA: &[&str] = &["train", "c.toml", "--set", "device=cuda"];
 
-pub const CASES: [Case; 6] = [
+pub const CASES: [Case; 7] = [
     Case {
         name: "a device that is none",
         arrange: |_| {},
@@ -37,6 +37,17 @@ pub const CASES: [Case; 6] = [
         arguments: &["train", "c.toml"],
         code: 2,
         message: "error: c.toml:13: `train.deterministic` = false has no effect: the processor's sums always have one order\n  \
+                  help: leave it out, or set device to \"cuda\" or \"auto\"",
+    },
+    Case {
+        name: "an embedding beside the GPU, on the processor",
+        arrange: |f| {
+            f.replace("c.toml", "model = ", "device = \"cpu\"\nmodel = ");
+            f.set("storage", "offload_embedding = true");
+        },
+        arguments: TRAIN,
+        code: 2,
+        message: "error: c.toml:20: `storage.offload_embedding` has no effect on the processor: all its memory is the host's\n  \
                   help: leave it out, or set device to \"cuda\" or \"auto\"",
     },
     Case {

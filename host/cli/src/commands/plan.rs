@@ -68,7 +68,19 @@ fn methods(args: &Plan, shape: &str, output: &Output) -> Result<()> {
             .help("leave it out")
             .into());
         }
-        Kind::Cuda => train::fit_on_card(&shape, available_bytes, optimizer)?,
+        Kind::Cuda => {
+            let question = train::card_fit::Question {
+                available_bytes,
+                eight_bit_states: args.eight_bit_states,
+                offload_embedding: args.offload_embedding,
+            };
+            train::fit_on_card(&shape, question)?
+        }
+        Kind::Cpu if args.offload_embedding => {
+            return Err(Error::config("--offload-embedding has no effect without --device cuda")
+                .help("leave it out")
+                .into());
+        }
         Kind::Cpu => {
             let process_bytes = process::resident_bytes().unwrap_or(0);
             fit::fit(&shape, fit::Question { available_bytes, process_bytes, recompute: args.recompute, optimizer })?

@@ -251,7 +251,7 @@ impl Row {
 
     fn options(&self, unordered: bool) -> Options {
         let rank_multiple = if self.method == Qlora { 16 } else { 0 };
-        Options { moments: self.moments, narrow_grads: true, masters: false, rank_multiple, unordered }
+        Options { moments: self.moments, narrow_grads: true, rank_multiple, unordered, ..Options::default() }
     }
 }
 

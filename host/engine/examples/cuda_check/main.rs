@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod lean;
 mod model;
 mod ops;
 mod products;
@@ -41,6 +42,7 @@ fn main() {
             let mut report = Report { only, ..Report::default() };
             ops::check(&context, &mut report);
             model::check(&context, &mut report);
+            lean::check(&context, &mut report);
             println!("{} checks, {} failed", report.done, report.failed.len());
             for failure in &report.failed {
                 println!("FAILED {failure}");

@@ -19,27 +19,27 @@ use crate::Report;
 const SCALE: f32 = 2.0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Method {
+pub(super) enum Method {
     Lora,
     Full,
     Spectrum,
     Qlora,
 }
 
-struct Case {
-    name: &'static str,
-    method: Method,
-    shape: ModelShape,
-    head_norms: bool,
-    biases: bool,
-    options: Options,
+pub(super) struct Case {
+    pub name: &'static str,
+    pub method: Method,
+    pub shape: ModelShape,
+    pub head_norms: bool,
+    pub biases: bool,
+    pub options: Options,
     /// Rank of adapters.
-    rank: usize,
+    pub rank: usize,
     /// Their dropout.
-    dropout: f32,
+    pub dropout: f32,
 }
 
-fn shape(
+pub(super) fn shape(
     hidden: usize,
     intermediate: usize,
     heads: usize,
@@ -118,14 +118,14 @@ fn treatment(case: &Case, slot: Slot, name: &str) -> Treatment {
     }
 }
 
-type Values = BTreeMap<String, (usize, usize, Vec<f32>)>;
+pub(super) type Values = BTreeMap<String, (usize, usize, Vec<f32>)>;
 
 /// Numbers that bf16 can hold.
 fn draw(random: &mut Random, len: usize, mean: f32, spread: f32) -> Vec<f32> {
     (0..len).map(|_| half::bf16::from_f32(mean + spread * random.normal()).to_f32()).collect()
 }
 
-fn values(case: &Case) -> Values {
+pub(super) fn values(case: &Case) -> Values {
     let mut random = Random::new(9, 0);
     let mut values = Values::new();
     for (slot, name) in slots(case) {
@@ -145,7 +145,7 @@ fn values(case: &Case) -> Values {
     values
 }
 
-fn on_card(context: &Context, case: &Case, values: &Values) -> CudaDecoder {
+pub(super) fn on_card(context: &Context, case: &Case, values: &Values) -> CudaDecoder {
     let storage = |slot: Slot| match case.method {
         Method::Qlora if is_linear(slot.1) => Storage::Nf4 { double: true },
         _ => Storage::F32,
@@ -241,7 +241,7 @@ fn on_cpu(case: &Case, values: &Values) -> Decoder {
     decoder
 }
 
-fn batch(vocab: usize, seed: u32) -> Batch {
+pub(super) fn batch(vocab: usize, seed: u32) -> Batch {
     let mut random = Random::new(1, seed);
     let documents: Vec<(Vec<u32>, Vec<bool>)> = [37, 5, 64, 23]
         .into_iter()
@@ -320,7 +320,7 @@ pub fn check(context: &Context, report: &mut Report) {
     }
 }
 
-fn train(decoder: &mut CudaDecoder, options: &AdamWOptions, batch: &Batch, lr: f64) -> (f64, f64) {
+pub(super) fn train(decoder: &mut CudaDecoder, options: &AdamWOptions, batch: &Batch, lr: f64) -> (f64, f64) {
     decoder.clear_grads();
     let loss = decoder.accumulate(batch, 1.0 / batch.target_count() as f32).unwrap();
     let norm = decoder.grad_norm().unwrap();

@@ -64,17 +64,19 @@ impl Builder {
             trainables: Vec::new(),
             places: BTreeMap::new(),
             map: None,
+            embedding_home: None,
         };
         let embedding = maker.table((None, Role::Embedding))?;
         let blocks = (0..shape.blocks).map(|block| maker.block(block)).collect::<Result<Vec<_>>>()?;
         let norm = maker.scale((None, Role::FinalNorm))?;
         let head = if shape.tied { None } else { Some(maker.table((None, Role::Head))?) };
-        let Maker { slab, trainables, places, .. } = maker;
+        let Maker { slab, trainables, places, embedding_home, .. } = maker;
         let decoder = Decoder {
             context: context.clone(),
             shape: shape.clone(),
             options,
             embedding,
+            embedding_home,
             blocks,
             norm,
             head,
@@ -123,10 +125,17 @@ impl Builder {
             Some(Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. }) => {
                 self.decoder.trainables[*index].set_value(&context, &wide(data)?)
             }
-            Some(Place::Matrix { view, .. }) => match data {
-                Data::Bf16(values) => context.upload(*view, values),
-                data => context.upload(*view, &narrow(data)?),
-            },
+            Some(Place::Matrix { view, .. }) => {
+                let home = self.decoder.embedding_home.as_ref().filter(|_| slot == (None, Role::Embedding));
+                let put = |values: &[bf16]| match home {
+                    Some(home) => home.write(values),
+                    None => context.upload(*view, values),
+                };
+                match data {
+                    Data::Bf16(values) => put(values),
+                    data => put(&narrow(data)?),
+                }
+            }
             Some(Place::Vector { view, .. }) => context.upload(*view, &wide(data)?),
             Some(Place::Packed(packed)) => match (packed, data) {
                 (Packed::Nf4(packed), Data::Nf4(parts)) => packed.load(&context, parts),
@@ -167,6 +176,13 @@ impl Builder {
         for (purpose, (slot, place)) in places.into_iter().enumerate() {
             let purpose = purpose as u32;
             match place {
+                Place::Matrix { view, .. }
+                    if slot == (None, Role::Embedding) && self.decoder.embedding_home.is_some() =>
+                {
+                    let (whole, _) = self.scratch(view.rows(), view.cols())?;
+                    ops::random_normal(&context, Filled::Narrow(whole), spread, seed, purpose)?;
+                    self.decoder.embedding_home.as_ref().map_or(Ok(()), |home| home.fetch(whole))?;
+                }
                 Place::Matrix { view, trained } => {
                     ops::random_normal(&context, Filled::Narrow(view), spread, seed, purpose)?;
                     if let Some(master) = trained.and_then(|index| self.decoder.trainables[index].master) {

@@ -9,6 +9,7 @@ use super::arena::Arena;
 use super::block::{Block, Scale};
 use super::builder::Place;
 use super::context::Context;
+use super::locked::Locked;
 use super::memory::{Buffer, View};
 use super::offload::Offload;
 use super::optim::Optimizer;
@@ -43,6 +44,8 @@ pub struct Decoder {
     pub(crate) shape: ModelShape,
     pub(crate) options: Options,
     pub(crate) embedding: Table,
+    /// The embedding's memory, if that is the host's.
+    pub(crate) embedding_home: Option<Locked>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Scale,
     pub(crate) head: Option<Table>,
@@ -98,6 +101,11 @@ impl Decoder {
     pub fn model_bytes(&self) -> usize {
         let own = self.trainables.iter().filter_map(|trainable| trainable.own.as_ref()).map(Slab::bytes);
         self.slab.bytes() + own.sum::<usize>()
+    }
+
+    /// Bytes of the host's memory that weights lie in.
+    pub fn host_bytes(&self) -> usize {
+        self.embedding_home.as_ref().map_or(0, Locked::bytes)
     }
 
     /// Caps the bytes that the engine takes on the card, all together.

@@ -10,6 +10,7 @@ use super::builder::{Place, unfit};
 use super::context::Context;
 use super::decoder::Table;
 use super::group::{Group, Part, PartAdapter};
+use super::locked::Locked;
 use super::memory::View;
 use super::nf4;
 use super::packed::{Int8, Packed};
@@ -32,6 +33,8 @@ pub(super) struct Maker<'a> {
     pub trainables: Vec<Trainable>,
     pub places: BTreeMap<Slot, Place>,
     pub map: Option<View<f32>>,
+    /// The embedding's memory, if that is the host's.
+    pub embedding_home: Option<Locked>,
 }
 
 impl<'a> Maker<'a> {
@@ -46,7 +49,10 @@ impl<'a> Maker<'a> {
     pub fn table(&mut self, slot: Slot) -> Result<Table> {
         let spec = self.spec(slot)?;
         let [rows, cols] = self.shape.shape_of(slot.1);
-        let view = self.slab.take::<bf16>(rows, cols, 0)?;
+        let view = match slot.1 == Role::Embedding && self.options.embedding_on_host {
+            true => self.on_host(spec, [rows, cols])?,
+            false => self.slab.take::<bf16>(rows, cols, 0)?,
+        };
         let trained = match &spec.treatment {
             Treatment::Frozen => None,
             Treatment::Train => Some(self.trained_matrix(spec, view)?),
@@ -54,6 +60,20 @@ impl<'a> Maker<'a> {
         };
         self.places.insert(slot, Place::Matrix { view, trained });
         Ok(Table { view, trained })
+    }
+
+    /// The embedding in the host's memory.
+    fn on_host(&mut self, spec: &TensorSpec, [rows, cols]: [usize; 2]) -> Result<View<bf16>> {
+        if self.shape.tied {
+            return Err(unfit(spec.slot, "on the card, since it is the head too", "in the host's memory"));
+        }
+        if spec.treatment == Treatment::Train {
+            return Err(unfit(spec.slot, "on the card, since it trains", "in the host's memory"));
+        }
+        let home = Locked::new(self.context, rows * cols * size_of::<bf16>())?;
+        let view = home.view(rows, cols);
+        self.embedding_home = Some(home);
+        Ok(view)
     }
 
     fn trained_matrix(&mut self, spec: &TensorSpec, view: View<bf16>) -> Result<usize> {

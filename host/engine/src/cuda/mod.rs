@@ -40,6 +40,7 @@ mod block_backward;
 mod group;
 mod inputs;
 mod layout;
+mod locked;
 mod loss;
 mod offload;
 mod retrain;

@@ -8,6 +8,7 @@ use cudarc::driver::{result, sys};
 use half::bf16;
 
 use super::context::{Context, check};
+use super::locked::Locked;
 use super::memory::View;
 use crate::error::{EngineError, Result};
 
@@ -17,27 +18,11 @@ pub(crate) const RING: usize = 2;
 /// Page-locked memory of the host, and the events that order the copies.
 #[derive(Debug, Default)]
 pub(crate) struct Offload {
-    host: Option<Host>,
+    host: Option<Locked>,
     written: Vec<Event>,
     copied: Vec<Event>,
     done: Vec<Event>,
     fetched: Vec<Event>,
-}
-
-#[derive(Debug)]
-struct Host {
-    ptr: *mut std::ffi::c_void,
-    bytes: usize,
-}
-
-// SAFETY: page-locked memory that only the card's copies touch.
-unsafe impl Send for Host {}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `prepare`, freed once, after the copies were waited for.
-        let _ = unsafe { result::free_host(self.ptr) };
-    }
 }
 
 #[derive(Debug)]
@@ -78,15 +63,10 @@ impl Offload {
     /// When the host has not that much memory to lock.
     pub fn prepare(&mut self, context: &Context, count: usize, bytes: usize) -> Result<()> {
         let needed = count * bytes;
-        if self.host.as_ref().is_none_or(|host| host.bytes < needed) {
+        if self.host.as_ref().is_none_or(|host| host.bytes() < needed) {
             context.synchronize()?;
             self.host = None;
-            // SAFETY: freed when dropped.
-            let ptr = unsafe { result::malloc_host(needed, 0) }.map_err(|error| EngineError::Device {
-                doing: format!("lock {:.1} GiB of the host's memory", needed as f64 / (1_u64 << 30) as f64),
-                reason: format!("{error:?}"),
-            })?;
-            self.host = Some(Host { ptr, bytes: needed });
+            self.host = Some(Locked::new(context, needed)?);
         }
         for events in [&mut self.written, &mut self.copied, &mut self.done, &mut self.fetched] {
             while events.len() < count {
@@ -99,11 +79,10 @@ impl Offload {
     fn place(&self, i: usize, x: View<bf16>) -> Result<(*mut std::ffi::c_void, usize)> {
         let bytes = x.len() * size_of::<bf16>();
         match &self.host {
-            Some(host) if (i + 1) * bytes <= host.bytes => {
-                // SAFETY: inside the allocation, as just checked.
-                Ok((unsafe { host.ptr.cast::<u8>().add(i * bytes) }.cast(), bytes))
+            Some(host) => Ok((host.place(i * bytes, bytes)?, bytes)),
+            None => {
+                Err(EngineError::Device { doing: "keep a block's input".into(), reason: "no memory was made".into() })
             }
-            _ => Err(EngineError::Device { doing: "keep a block's input".into(), reason: "no memory was made".into() }),
         }
     }
 

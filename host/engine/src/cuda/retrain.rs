@@ -17,9 +17,12 @@ impl Decoder {
     /// without numbers.
     ///
     /// # Errors
-    /// When there is no such weight, or no memory.
+    /// When there is no such weight, it lies in the host's memory, or there is no memory.
     pub fn adopt(&mut self, slot: Slot, name: &str, storage: Storage) -> Result<(usize, bool)> {
         self.context.bind()?;
+        if slot == (None, Role::Embedding) && self.embedding_home.is_some() {
+            return Err(unfit(slot, "on the card, since it is to train", "in the host's memory"));
+        }
         let place = self.places.get(&slot).cloned().ok_or_else(|| unfit(slot, "a weight of this model", "none"))?;
         let (copy, vector) = match place {
             Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. } => {

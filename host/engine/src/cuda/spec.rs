@@ -147,6 +147,8 @@ pub struct Options {
     /// Whether sums may be made in an order that differs from run to run, where that is faster: the last bits of
     /// gradients then differ too.
     pub unordered: bool,
+    /// Whether the embedding, frozen and not the head too, lies in the host's memory, where the card reads a row a token.
+    pub embedding_on_host: bool,
 }
 
 impl ModelShape {

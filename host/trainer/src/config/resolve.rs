@@ -36,6 +36,12 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         )
         .help("leave it out, or set device to \"cuda\" or \"auto\""));
     }
+    if device == Device::Cpu && written.storage.offload_embedding {
+        return Err(Error::config(
+            "`storage.offload_embedding` has no effect on the processor: all its memory is the host's",
+        )
+        .help("leave it out, or set device to \"cuda\" or \"auto\""));
+    }
     let seed = written.seed.unwrap_or(0);
     if i64::try_from(seed).is_err() {
         return Err(Error::config(format!("`seed` must be below 2^63, not {seed}")));

@@ -11,7 +11,7 @@ use super::suggest;
 use crate::Error;
 
 /// Other trainers' names for settings, and ours.
-const SYNONYMS: [(&str, &str); 39] = [
+const SYNONYMS: [(&str, &str); 40] = [
     ("learning_rate", "optimizer.lr"),
     ("adam_epsilon", "optimizer.eps"),
     ("adam_beta1", "optimizer.betas"),
@@ -49,6 +49,7 @@ const SYNONYMS: [(&str, &str); 39] = [
     ("load_in_8bit", "storage.frozen"),
     ("bnb_4bit_quant_type", "storage.frozen"),
     ("bnb_4bit_use_double_quant", "storage.double_quantization"),
+    ("optimizer_in_bwd", "train.update_in_backward"),
     ("optim", "optimizer.name"),
     ("loraplus_lr_ratio", "policy.lora_plus_ratio"),
 ];

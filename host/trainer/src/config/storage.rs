@@ -24,6 +24,10 @@ pub struct StorageConfig {
     pub embeddings: bool,
     /// The same for the output head. Default false.
     pub head: bool,
+    /// Keeps the token embedding in the host's memory, where a GPU reads a row a token: 1.2 GiB less of an 8B model, the same
+    /// numbers. It must be frozen and not the output head too. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offload_embedding: bool,
 }
 
 /// How frozen weights are kept.
@@ -60,6 +64,7 @@ pub(super) struct WrittenStorage {
     pub exclude: Vec<String>,
     pub embeddings: bool,
     pub head: bool,
+    pub offload_embedding: bool,
 }
 
 /// Fills in the defaults, given how the weights that train are kept.
@@ -101,5 +106,6 @@ pub(super) fn resolve(written: WrittenStorage, weights: Weights) -> Result<Stora
         exclude: written.exclude,
         embeddings: written.embeddings,
         head: written.head,
+        offload_embedding: written.offload_embedding,
     })
 }

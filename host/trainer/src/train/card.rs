@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use liftplan_engine::cuda::{self, Builder, Context, MomentFormat, Options, TensorSpec, Update};
+use liftplan_engine::cuda::{self, Builder, Context, TensorSpec, Update};
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamWOptions};
 use liftplan_engine::{Batch, EngineError};
@@ -11,7 +11,7 @@ use super::AdapterNames;
 use super::build::initial_a;
 use super::card_load::{load, load_trained};
 pub use super::card_specs::check;
-use super::card_specs::{shape, specs};
+use super::card_specs::{settings, shape, specs};
 use crate::checkpoint::{NamedTensor, TensorData, TensorFile};
 use crate::config::{Bf16Update, Config};
 use crate::model::BaseModel;
@@ -39,6 +39,8 @@ pub struct CardOptions {
     pub recompute: bool,
     /// Sums may be made in whatever order is fastest.
     pub unordered: bool,
+    /// The embedding lies in the host's memory.
+    pub offload_embedding: bool,
     /// The most that may be taken on the card, in bytes.
     pub vram: Option<u64>,
 }
@@ -51,6 +53,7 @@ impl CardOptions {
             masters: config.train.bf16_update_or_default() == Bf16Update::Master,
             recompute: config.train.recompute,
             unordered: config.train.deterministic == Some(false),
+            offload_embedding: config.storage.offload_embedding,
             vram: config.vram.map(|bytes| bytes.0),
         }
     }
@@ -367,13 +370,7 @@ fn builder(
     specs: &[TensorSpec],
     options: CardOptions,
 ) -> Result<Builder> {
-    let settings = Options {
-        moments: if options.eight_bit_states { MomentFormat::EightBit } else { MomentFormat::Wide },
-        narrow_grads: false,
-        masters: options.masters,
-        unordered: options.unordered,
-        ..Options::default()
-    };
+    let settings = settings(&base.inventory, &base.spec, plan, options)?;
     Builder::new(context, &shape(&base.spec), specs, settings).map_err(|error| memory_error(error, "the model", plan))
 }
 

@@ -3,12 +3,11 @@
 //! In: a shape and the card's memory. Out: what `plan::fit` answers, with the least that a step takes by the engine's own count:
 //! the step itself, run dry. A card with more than that keeps more, and is faster.
 
-use liftplan_engine::cuda::{Builder, Context, Decoder, MomentFormat, Options, StepPlan, Update};
+use liftplan_engine::cuda::{Builder, Context, Decoder, Options, StepPlan, Update};
 use liftplan_engine::{Batch, EngineError};
 
-use super::card::by_kind;
+use super::card::{CardOptions, by_kind};
 use super::card_specs;
-use crate::config::OptimizerName;
 use crate::model::shapes::Shape;
 use crate::plan::fit::{self, Fit, RANK};
 use crate::plan::memory::Memory;
@@ -84,21 +83,35 @@ impl Account {
     }
 }
 
-/// Answers for a shape on a GPU with `available_bytes` of memory: weights in bf16 or 4 bits.
+/// How what fits is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// The GPU's memory, if the answer is to say what fits.
+    pub available_bytes: Option<u64>,
+    /// States in 8 bits.
+    pub eight_bit_states: bool,
+    /// The embedding lies in the host's memory, where it can.
+    pub offload_embedding: bool,
+}
+
+/// Answers for a shape on a GPU: weights in bf16 or 4 bits.
 ///
 /// # Errors
 /// When the model is of a kind that a GPU does not train.
-pub fn fit_on_card(shape: &Shape, available_bytes: Option<u64>, optimizer: OptimizerName) -> Result<Fit> {
-    let eight_bit = optimizer.is_8bit();
-    let options =
-        Options { moments: if eight_bit { MomentFormat::EightBit } else { MomentFormat::Wide }, ..Options::default() };
+pub fn fit_on_card(shape: &Shape, question: Question) -> Result<Fit> {
+    let eight_bit = question.eight_bit_states;
     let note = format!(
         "on a GPU, the driver's {} counted: the least that a step takes, weights in bf16, nf4 in blocks of 64 with quantised scales; \
-         gradients in f32; AdamW in {} bits; adapters of rank {RANK}. What a card has beyond that goes into speed",
+         gradients in f32; AdamW in {} bits; adapters of rank {RANK}{}. What a card has beyond that goes into speed",
         memory(DRIVER_BYTES),
         if eight_bit { 8 } else { 32 },
+        if question.offload_embedding { "; a frozen embedding in the host's memory" } else { "" },
     );
-    fit::answer(shape, available_bytes, Storage::Bf16, note, |plan, tokens| {
+    fit::answer(shape, question.available_bytes, Storage::Bf16, note, |plan, tokens| {
+        let offload_embedding =
+            question.offload_embedding && card_specs::can_offload(&shape.inventory, &shape.spec, plan).is_ok();
+        let options = CardOptions { eight_bit_states: eight_bit, offload_embedding, ..CardOptions::default() };
+        let options = card_specs::settings(&shape.inventory, &shape.spec, plan, options)?;
         let mut account = Account::new(shape, plan, options)?;
         let (ids, targets) = (vec![0; tokens], vec![true; tokens]);
         let batch = Batch::pack([(ids.as_slice(), targets.as_slice())]);

@@ -1,9 +1,10 @@
 //! A plan as the GPU engine has it. In: a model's tensors or dimensions, and a plan. Out: what each weight is to the card, and the model's dimensions;
 //! or what a GPU does not do.
 
-use liftplan_engine::cuda::{self, Role, TensorSpec};
+use liftplan_engine::cuda::{self, MomentFormat, Options, Role, TensorSpec};
 
 use super::AdapterNames;
+use super::card::CardOptions;
 use crate::model::BaseModel;
 use crate::model::inventory::{Inventory, Kind, TensorInfo};
 use crate::model::spec::ModelSpec;
@@ -69,6 +70,40 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
             Ok(TensorSpec { slot: (info.block, role), name: info.name.clone(), treatment, storage })
         })
         .collect()
+}
+
+/// What holds for the whole model.
+///
+/// # Errors
+/// When the embedding is to lie in the host's memory and can't.
+pub(super) fn settings(inventory: &Inventory, spec: &ModelSpec, plan: &Plan, options: CardOptions) -> Result<Options> {
+    if options.offload_embedding {
+        can_offload(inventory, spec, plan)?;
+    }
+    Ok(Options {
+        moments: if options.eight_bit_states { MomentFormat::EightBit } else { MomentFormat::Wide },
+        narrow_grads: false,
+        masters: options.masters,
+        unordered: options.unordered,
+        embedding_on_host: options.offload_embedding,
+        ..Options::default()
+    })
+}
+
+/// Whether the embedding can lie in the host's memory.
+///
+/// # Errors
+/// Says why it can't.
+pub(super) fn can_offload(inventory: &Inventory, spec: &ModelSpec, plan: &Plan) -> Result<()> {
+    let mut tensors = inventory.tensors.iter().zip(&plan.entries);
+    let Some((info, entry)) = tensors.find(|(info, _)| role(info) == Some(Role::Embedding)) else { return Ok(()) };
+    let why = match entry.treatment {
+        _ if spec.tied => "is the output head too, which every step multiplies by",
+        Treatment::Train => "trains",
+        Treatment::Frozen | Treatment::Adapt(_) => return Ok(()),
+    };
+    Err(Error::plan(format!("`storage.offload_embedding`: `{}` {why}, and stays on the GPU", info.name))
+        .help("leave storage.offload_embedding out"))
 }
 
 /// A tensor's part in the card's model, if it knows one.

@@ -7,6 +7,7 @@ use liftplan_engine::cuda::Context;
 use liftplan_engine::{Batch, EngineError};
 
 use super::card::{Card, CardOptions};
+use super::card_specs::can_offload;
 use crate::model::BaseModel;
 use crate::model::inventory::Kind;
 use crate::plan::memory::Memory;
@@ -146,6 +147,9 @@ fn candidates(run: &Run<'_>) -> Vec<Way> {
     let mut ways: Vec<Way> = Vec::new();
     let entries = &run.plan.entries;
     let longest = run.batch.starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0);
+    if !run.options.offload_embedding && can_offload(&run.base.inventory, &run.base.spec, &run.plan).is_ok() {
+        ways.push(("storage.offload_embedding = true".into(), Box::new(|run| run.options.offload_embedding = true)));
+    }
     if run.batch.starts.len() > 2 {
         let one = alone(longest);
         ways.push(("train.micro_batch_examples = 1".into(), Box::new(move |run| run.batch = one.clone())));

@@ -74,8 +74,14 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
         chosen = Chosen::processor(&format!("the GPU cannot carry out this plan: {}", error.message()));
     }
     chosen.tell(observer);
-    if chosen.context.is_none() && config.vram.is_some() {
-        observer.on(&Event::Warning("`vram` has no effect on the processor"));
+    if chosen.context.is_none() {
+        for (setting, is_set) in
+            [("vram", config.vram.is_some()), ("storage.offload_embedding", config.storage.offload_embedding)]
+        {
+            if is_set {
+                observer.on(&Event::Warning(&format!("`{setting}` has no effect on the processor")));
+            }
+        }
     }
     let config = &Config { device: chosen.device, ..config.clone() };
     prepared.hashes.config = prepare::config_hash(config)?;

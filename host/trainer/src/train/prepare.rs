@@ -232,7 +232,11 @@ fn reopen_with(
             (decoder, None)
         }
         Some(context) => {
-            let options = CardOptions { vram: config.vram.map(|bytes| bytes.0), ..CardOptions::default() };
+            let options = CardOptions {
+                vram: config.vram.map(|bytes| bytes.0),
+                offload_embedding: config.storage.offload_embedding,
+                ..CardOptions::default()
+            };
             let card = Card::to_ask(context, &base, &plan, options, &checkpoint.trainable, observer)?;
             (empty()?, Some(RefCell::new(card)))
         }
