@@ -59,7 +59,10 @@ follows() {
         }' || failed=1
 }
 
-# same A B: both runs ended with the same bytes and the same losses.
+# norms RUN: the same with the norms of the gradients.
+norms() { sed -n 's/.*"step": *\([0-9]*\),.*"grad_norm": *\([-0-9.e+]*\).*/\1 \2/p' "$runs/$1/metrics.jsonl"; }
+
+# same A B: both runs ended with the same bytes, the same losses and the same norms of gradients.
 same() {
     what=
     for file in trainable optimizer; do
@@ -67,6 +70,7 @@ same() {
             what="$what $file"
     done
     [ "$(losses "$1")" = "$(losses "$2")" ] || what="$what losses"
+    [ "$(norms "$1")" = "$(norms "$2")" ] || what="$what norms"
     if [ -z "$what" ]; then echo "ok   $2 is $1 to the bit"; else fail "$2 is not $1 to the bit: other$what"; fi
 }
 
@@ -88,13 +92,17 @@ method() {
     train "$name.resumed" "$config" "$gpu" "$@" $settings --resume && same "$name.gpu" "$name.resumed"
 }
 
-# differently NAME OTHER CONFIG [ARGUMENTS]: OTHER, the method NAME with other ARGUMENTS, gives the same bits as NAME did.
+# differently NAME OTHER CONFIG [ARGUMENTS]: OTHER, the method NAME with other ARGUMENTS, gives the same bits as NAME did; resumed, too.
 differently() {
     name=$1 other=$2 config=$3
     shift 3
     case $other in *"$only"*) ;; *) return ;; esac
     # shellcheck disable=SC2086
-    train "$other.gpu" "$config" "$gpu" "$@" $settings && same "$name.gpu" "$other.gpu"
+    train "$other.gpu" "$config" "$gpu" "$@" $settings && same "$name.gpu" "$other.gpu" || return
+    cp -r "$runs/$other.gpu" "$runs/$other.resumed"
+    rm -r "$runs/$other.resumed/checkpoints/step-20"
+    # shellcheck disable=SC2086
+    train "$other.resumed" "$config" "$gpu" "$@" $settings --resume && same "$name.gpu" "$other.resumed"
 }
 
 # The tickets on the tiny model, by several policies.
@@ -120,6 +128,15 @@ method full-accumulated "$runs/full.toml" --set train.micro_batch_examples=3
 method spectrum "$runs/spectrum.toml"
 method qlora examples/qlora.toml
 method qspectrum examples/qspectrum.toml
+# The same update inside the backward pass and after it.
+for policy in full spectrum; do
+    method $policy-unclipped "$runs/$policy.toml" --set train.max_grad_norm=0
+    differently $policy-unclipped $policy-unclipped-inside "$runs/$policy.toml" --set train.max_grad_norm=0 \
+        --set train.update_in_backward=true
+done
+method qspectrum-unclipped examples/qspectrum.toml --set train.max_grad_norm=0
+differently qspectrum-unclipped qspectrum-unclipped-inside examples/qspectrum.toml --set train.max_grad_norm=0 \
+    --set train.update_in_backward=true
 method lora-int8 "$runs/lora.toml" --set storage.frozen=int8
 method lisa "$runs/lisa.toml"
 method badam "$runs/badam.toml" --set train.weights=bf16

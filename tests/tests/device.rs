@@ -85,7 +85,7 @@ const HOPPER: (u32, u32) = (9, 0);
 fn run<'a>(base: &'a BaseModel, plan: &Plan, config: &Config) -> Run<'a> {
     let (ids, targets) = (vec![1; 256], vec![true; 256]);
     let batch = Batch::pack((0..4).map(|_| (ids.as_slice(), targets.as_slice())));
-    Run { base, plan: plan.clone(), options: CardOptions::of(config), batch }
+    Run { base, plan: plan.clone(), options: CardOptions::of(config), batch, offer_update: None }
 }
 
 #[test]
@@ -185,6 +185,30 @@ fn an_embedding_on_the_host_is_counted_offered_and_refused_where_it_cannot_be() 
             )
         );
     }
+}
+
+#[test]
+fn updates_inside_the_backward_pass_hold_one_blocks_gradients() {
+    let (base, plan, config) = planned("tiny", "[policy]\nname = \"full\"\n");
+    let inside = "[train]\nmax_grad_norm = 0\nupdate_in_backward = true\n[policy]\nname = \"full\"\n";
+    let (_, _, with) = planned("tiny", inside);
+    let (after, amid) = (run(&base, &plan, &config), run(&base, &plan, &with));
+    let [rich, lean] = [&after, &amid].map(|run| forecast(run, 8 << 30, HOPPER).unwrap().unwrap());
+    // What is in no block, and vectors, keep memory of their own.
+    let own = base.inventory.tensors.iter().filter(|tensor| tensor.block.is_none() || tensor.shape.len() == 1);
+    assert_eq!(lean.gradients_bytes, own.map(|tensor| 4 * tensor.len() as u64).sum::<u64>());
+    assert!(lean.total() < rich.total(), "{lean:?} {rich:?}");
+
+    // Offered where every step is one pass.
+    let setting = "train.update_in_backward = true with train.max_grad_norm = 0";
+    let least = forecast(&after, 1 << 20, HOPPER).unwrap().unwrap_err();
+    let offered = Run { offer_update: Some(setting.into()), ..after.clone() };
+    let Ways::Any(fitting) = ways(&offered, least - 1, HOPPER).unwrap() else { panic!("nothing fits") };
+    assert_eq!(fitting[0].0, setting);
+    // What cuts a step into several passes does not go with it.
+    assert!(!format!("{:?}", ways(&amid, 64 << 20, HOPPER).unwrap()).contains("micro_batch_examples"));
+    let Ways::None(together, _) = ways(&offered, 1 << 20, HOPPER).unwrap() else { panic!("something fits") };
+    assert!(!together.contains(&setting.to_string()) && together[0].contains("micro_batch_examples"), "{together:?}");
 }
 
 #[test]

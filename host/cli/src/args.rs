@@ -151,6 +151,9 @@ pub struct Plan {
     /// With --shape and --device cuda: with storage.offload_embedding, where a method leaves the embedding frozen.
     #[arg(long, requires = "shape")]
     pub offload_embedding: bool,
+    /// With --shape and --device cuda: with train.update_in_backward.
+    #[arg(long, requires = "shape")]
+    pub update_in_backward: bool,
 }
 
 /// `train`.

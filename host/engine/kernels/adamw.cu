@@ -25,7 +25,9 @@ struct Tensor {
     u64 elements;
     u32 cols, copy_stride;
     float copy_scale;
-    u32 flags;  // 1: bf16 gradient; 2: the master is kept at numbers that bf16 can hold; 4: the value is the copy
+    // 1: bf16 gradient; 2: the master is kept at numbers that bf16 can hold; 4: the value is the copy; 8: the gradient lies so
+    // far behind the launch's window
+    u32 flags;
     float shrink, step_size, inverse_root_correction2, beta2, eps;
     float rest1, rest2;  // 1 - beta, rounded once
     u32 purpose, updates, padding;
@@ -91,9 +93,13 @@ static __device__ __forceinline__ u32 nearest(const float* map, const Decade* de
 }
 #endif
 
-// maps[2][256]: of the first moments, of the second.
+static __device__ __forceinline__ u64 gradient_of(const Tensor& t, u64 window) { return t.grad + (t.flags & 8 ? window : 0); }
+
+// maps[2][256]: of the first moments, of the second. Nothing changes once *stop is not zero.
 extern "C" __global__ void __launch_bounds__(256, 3) adamw(
-    const Tensor* tensors, const uint2* chunks, const float* maps, const float* grad_factor, u64 seed) {
+    const Tensor* tensors, const uint2* chunks, const float* maps, const float* grad_factor, u64 seed,
+    u64 window, const u32* stop) {
+    if (stop && *stop) return;
 #if MOMENTS == 8
     __shared__ float map[512];
     __shared__ Decade decades[14];
@@ -108,6 +114,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
 #endif
     uint2 chunk = chunks[blockIdx.x];
     const Tensor t = tensors[chunk.x];
+    u64 gradient = gradient_of(t, window);
     float factor = *grad_factor;
     int lane = threadIdx.x & 31;
     bool aligned = t.cols % 8 == 0;
@@ -120,10 +127,10 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
 #pragma unroll
         for (int i = 0; i < 8; i++) g.x[i] = m.x[i] = v.x[i] = w.x[i] = 0.f;
         if (t.flags & 1) {
-            const bf16* p = reinterpret_cast<const bf16*>(t.grad) + at;
+            const bf16* p = reinterpret_cast<const bf16*>(gradient) + at;
             if (whole) g = load8(p); else EACH g.x[i] = f32_of(p[i]);
         } else {
-            const float* p = reinterpret_cast<const float*>(t.grad) + at;
+            const float* p = reinterpret_cast<const float*>(gradient) + at;
             if (whole) g = load8f(p); else EACH g.x[i] = p[i];
         }
         // Tensors have fewer than 2³² elements, and division of 32 bits is far cheaper.
@@ -243,18 +250,30 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
     }
 }
 
-// sums[chunk] = Σ g² over the chunk.
-extern "C" __global__ void __launch_bounds__(256) grad_squares(double* sums, const Tensor* tensors, const uint2* chunks) {
+static __device__ __forceinline__ bool not_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) == 0x7f800000u; }
+
+// sums[chunk] = Σ g² over the chunk. A sum that is not finite sets *stop, if it is given.
+extern "C" __global__ void __launch_bounds__(256) grad_squares(
+    double* sums, const Tensor* tensors, const uint2* chunks, u64 window, u32* stop) {
     uint2 chunk = chunks[blockIdx.x];
     const Tensor& t = tensors[chunk.x];
-    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
+    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements), gradient = gradient_of(t, window);
     float sum = 0.f;
     for (u64 at = first + threadIdx.x; at < last; at += 256) {
-        float g = t.flags & 1 ? f32_of(reinterpret_cast<const bf16*>(t.grad)[at]) : reinterpret_cast<const float*>(t.grad)[at];
+        float g = t.flags & 1 ? f32_of(reinterpret_cast<const bf16*>(gradient)[at]) : reinterpret_cast<const float*>(gradient)[at];
         sum += g * g;
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+    if (threadIdx.x == 0) {
+        sums[blockIdx.x] = sum;
+        if (stop && not_finite(sum)) *stop = 1;
+    }
+}
+
+// *stop = 1 if one of n numbers is not finite.
+extern "C" __global__ void __launch_bounds__(1024) stop_if_not_finite(u32* stop, const float* x, int n) {
+    for (int i = threadIdx.x; i < n; i += 1024)
+        if (not_finite(x[i])) *stop = 1;
 }
 
 // out[0] = Σ of n numbers, in one block.

@@ -39,6 +39,16 @@ pub enum EngineError {
         /// `NaN`, `inf` or `-inf`.
         value: f64,
     },
+    /// The same amid an update: what had changed by then.
+    #[error("{what} is not finite ({value}); {updated} had been updated by then, and nothing else was")]
+    NotFiniteAmid {
+        /// The tensor whose gradient it is.
+        what: String,
+        /// `NaN`, `inf` or `-inf`.
+        value: f64,
+        /// Such as `blocks 3 to 35`.
+        updated: String,
+    },
     /// A library of the GPU path that cannot be opened.
     #[error("{name} cannot be opened: {help}")]
     MissingLibrary {

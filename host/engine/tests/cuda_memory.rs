@@ -111,6 +111,33 @@ fn the_plan_fits_the_budget_and_grows_with_it() {
 }
 
 #[test]
+fn gradients_of_updates_inside_the_pass_share_one_blocks_place() {
+    let options = Options { update_in_backward: true, ..Options::default() };
+    let (kept, used) = (decoder(Storage::Bf16, Options::default()), decoder(Storage::Bf16, options));
+    // Rank 16 on q, k, v, o, gate, up and down, in f32.
+    let block = 4 * 16 * (3 * 4096 + 4096 + 2 * 1024 + 2 * 4096 + 2 * (4096 + 12_288) + 12_288 + 4096);
+    assert_eq!(kept.account(&[0]).gradients, 36 * block);
+    assert_eq!(used.account(&[0]).gradients, 0);
+    for plan in [StepPlan::new(36, 36, 36, 8192, 4096), StepPlan::new(36, 0, 0, 2048, 512)] {
+        let more = used.needed(&batch(), &plan).unwrap() - kept.needed(&batch(), &plan).unwrap();
+        // At most that of one block on top, and nothing where the peak is the loss's.
+        assert!(more <= block + (1 << 16), "{more} bytes more in the pass, {block} of a block");
+    }
+    // What is there for them alone answers nothing else.
+    let mut used = used;
+    let scale = 1.0;
+    for refused in [
+        used.accumulate(&batch(), scale).map(|_| ()),
+        used.grad_norm().map(|_| ()),
+        used.adopt((Some(0), Role::InputNorm), "norm", Storage::F32).map(|_| ()),
+        used.trainables()[0].grad(used.context()).map(|_| ()),
+    ] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("expected memory of"), "{error}");
+    }
+}
+
+#[test]
 fn an_embedding_on_the_host_takes_nothing_of_the_card() {
     let options = Options { embedding_on_host: true, ..Options::default() };
     let (here, there) = (decoder(Storage::Bf16, Options::default()), decoder(Storage::Bf16, options));

@@ -5,7 +5,7 @@ use crate::Case;
 const TRAIN: &[&str] = &["train", "c.toml"];
 const ON_CUDA: &[&str] = &["train", "c.toml", "--set", "device=cuda"];
 
-pub const CASES: [Case; 7] = [
+pub const CASES: [Case; 9] = [
     Case {
         name: "a device that is none",
         arrange: |_| {},
@@ -49,6 +49,27 @@ pub const CASES: [Case; 7] = [
         code: 2,
         message: "error: c.toml:20: `storage.offload_embedding` has no effect on the processor: all its memory is the host's\n  \
                   help: leave it out, or set device to \"cuda\" or \"auto\"",
+    },
+    Case {
+        name: "an update inside the backward pass, on the processor",
+        arrange: |f| {
+            f.replace("c.toml", "model = ", "device = \"cpu\"\nmodel = ");
+            f.set("train", "max_grad_norm = 0");
+            f.set("train", "update_in_backward = true");
+        },
+        arguments: TRAIN,
+        code: 2,
+        message: "error: c.toml:13: `train.update_in_backward` = true has no effect on the processor: it saves a GPU's memory\n  \
+                  help: leave it out, or set device to \"cuda\" or \"auto\"",
+    },
+    Case {
+        name: "an update inside the backward pass, and clipping",
+        arrange: |f| f.set("train", "update_in_backward = true"),
+        arguments: TRAIN,
+        code: 2,
+        message: "error: c.toml:12: `train.update_in_backward` = true does not go with train.max_grad_norm = 1: the norm of all \
+                  gradients is known when all of them are, and most weights have changed by then\n  \
+                  help: set train.max_grad_norm = 0, which never clips, or leave update_in_backward out",
     },
     Case {
         name: "a run that began on the processor, resumed on a GPU",

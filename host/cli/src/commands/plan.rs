@@ -73,11 +73,13 @@ fn methods(args: &Plan, shape: &str, output: &Output) -> Result<()> {
                 available_bytes,
                 eight_bit_states: args.eight_bit_states,
                 offload_embedding: args.offload_embedding,
+                update_in_backward: args.update_in_backward,
             };
             train::fit_on_card(&shape, question)?
         }
-        Kind::Cpu if args.offload_embedding => {
-            return Err(Error::config("--offload-embedding has no effect without --device cuda")
+        Kind::Cpu if args.offload_embedding || args.update_in_backward => {
+            let flag = if args.offload_embedding { "--offload-embedding" } else { "--update-in-backward" };
+            return Err(Error::config(format!("{flag} has no effect without --device cuda"))
                 .help("leave it out")
                 .into());
         }

@@ -1,10 +1,11 @@
 //! What takes less memory changes no bit: the same training with and without.
 
-use liftplan_engine::cuda::{Context, Options};
+use liftplan_engine::cuda::{Context, Decoder as CudaDecoder, MomentFormat, Options, StepPlan, Update};
 use liftplan_engine::optim::{AdamWOptions, Bf16Update};
+use liftplan_engine::{EngineError, IGNORE};
 
 use crate::Report;
-use crate::model::{Case, Method, batch, on_card, shape, train, values};
+use crate::model::{Case, Method, Values, batch, on_card, shape, train, values};
 
 const OPTIONS: AdamWOptions =
     AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
@@ -30,6 +31,126 @@ pub fn check(context: &Context, report: &mut Report) {
             embedding_on_host(context, &case, report);
         }
     }
+    let narrow = Options { moments: MomentFormat::EightBit, narrow_grads: true, ..Options::default() };
+    for case in [
+        case("updates inside the pass, lora", Method::Lora),
+        case("updates inside the pass, qlora", Method::Qlora),
+        case("updates inside the pass, spectrum", Method::Spectrum),
+        Case { options: narrow, ..case("updates inside the pass, spectrum in few bits", Method::Spectrum) },
+        Case { biases: true, ..case("updates inside the pass, full", Method::Full) },
+        Case {
+            shape: shape(64, 136, 4, 2, 16, 67, true),
+            ..case("updates inside the pass, full and tied", Method::Full)
+        },
+    ] {
+        if report.wants(case.name) {
+            update_in_backward(context, &case, report);
+        }
+    }
+}
+
+/// Six steps with updates after each pass and inside it, by a rich plan and a lean one, one of them without targets.
+fn update_in_backward(context: &Context, case: &Case, report: &mut Report) {
+    let values = values(case);
+    for (name, plan) in [
+        ("all kept", StepPlan::new(3, 3, 3, 4096, 4096)),
+        ("little kept", StepPlan { pieces: 2, ..StepPlan::new(3, 1, 0, 50, 7) }),
+    ] {
+        let run = |inside: bool| {
+            let options = Options { update_in_backward: inside, ..case.options };
+            let mut decoder = on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, &values);
+            let updates: Vec<Update> =
+                (0..decoder.trainables().len()).map(|index| Update { index, lr: 2e-3, weight_decay: 0.01 }).collect();
+            let mut numbers = Vec::new();
+            for step in 0..6_u32 {
+                let mut batch = batch(case.shape.vocab, step % 2);
+                if step == 4 {
+                    batch.targets.fill(IGNORE);
+                }
+                let scale = 1.0 / batch.target_count().max(1) as f32;
+                decoder.set_dropout(3, u64::from(step));
+                let empty = batch.target_count() == 0;
+                let (loss, norm) = match (inside, empty) {
+                    (true, true) => decoder.accumulate_and_update(&batch, scale, &OPTIONS, &updates).unwrap(),
+                    (true, false) => {
+                        decoder.accumulate_and_update_with(&batch, scale, (&OPTIONS, &updates), &plan).unwrap()
+                    }
+                    (false, _) => {
+                        decoder.clear_grads();
+                        let loss = match empty {
+                            true => decoder.accumulate(&batch, scale).unwrap(),
+                            false => decoder.accumulate_with(&batch, scale, &plan).unwrap(),
+                        };
+                        let norm = decoder.grad_norm().unwrap();
+                        decoder.update(&OPTIONS, &updates, 1.0).unwrap();
+                        (loss, norm)
+                    }
+                };
+                numbers.extend([loss.sum, norm]);
+            }
+            let values: Vec<Vec<f32>> = decoder.trainables().iter().map(|t| t.value(context).unwrap()).collect();
+            (numbers, values, format!("{:?}", decoder.states().unwrap()))
+        };
+        let (after, inside) = (run(false), run(true));
+        report.holds(&format!("{}, {name}: the same losses and norms", case.name), after.0 == inside.0);
+        report.holds(&format!("{}, {name}: the same weights", case.name), after.1 == inside.1);
+        report.holds(&format!("{}, {name}: the same states", case.name), after.2 == inside.2);
+        report.holds(&format!("{}, {name}: it moved", case.name), after.0[0] != after.0[4]);
+    }
+    stops(context, case, &values, report);
+    if case.method == Method::Lora {
+        stops_amid(context, case, &values, report);
+    }
+}
+
+/// An adapter whose A is zero and whose B is huge: the loss is a number, and the gradient of A is none. The block above changes.
+fn stops_amid(context: &Context, case: &Case, values: &Values, report: &mut Report) {
+    let options = Options { update_in_backward: true, ..case.options };
+    let mut decoder = on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, values);
+    for (name, number) in [("1.Q.A", 0.0), ("1.Q.B", 1e30)] {
+        let matrix = decoder.trainables().iter().find(|trainable| trainable.name == name).unwrap();
+        matrix.set_value(context, &vec![number; matrix.len()]).unwrap();
+    }
+    let of = |decoder: &CudaDecoder, block: usize| -> Vec<Vec<f32>> {
+        let in_block = decoder.trainables().iter().filter(|trainable| trainable.name.starts_with(&format!("{block}.")));
+        in_block.map(|trainable| trainable.value(context).unwrap()).collect()
+    };
+    let before = [0, 1, 2].map(|block| of(&decoder, block));
+    let updates: Vec<Update> =
+        (0..decoder.trainables().len()).map(|index| Update { index, lr: 2e-3, weight_decay: 0.0 }).collect();
+    let batch = batch(case.shape.vocab, 0);
+    let scale = 1.0 / batch.target_count() as f32;
+    let error = decoder.accumulate_and_update(&batch, scale, &OPTIONS, &updates).map(|_| ()).unwrap_err().to_string();
+    println!("    {error}");
+    let said = error.starts_with("the gradient of 1.Q.A is not finite") && error.contains("; block 2 had been updated");
+    let changed = [0, 1, 2].map(|block| of(&decoder, block) != before[block]);
+    let counted = decoder.trainables().iter().all(|t| (t.updates == 1) == t.name.starts_with("2."));
+    let name = format!("{}: what is not finite stops the blocks from its own on", case.name);
+    report.holds(&name, said && changed == [false, false, true] && counted);
+}
+
+/// A weight that is not a number in the middle block: nothing changes, or nothing but the block above it.
+fn stops(context: &Context, case: &Case, values: &Values, report: &mut Report) {
+    let options = Options { update_in_backward: true, ..case.options };
+    let mut decoder = on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, values);
+    let updates: Vec<Update> =
+        (0..decoder.trainables().len()).map(|index| Update { index, lr: 2e-3, weight_decay: 0.0 }).collect();
+    let all = |decoder: &CudaDecoder| -> Vec<(String, Vec<f32>)> {
+        decoder.trainables().iter().map(|t| (t.name.clone(), t.value(context).unwrap())).collect()
+    };
+    let batch = batch(case.shape.vocab, 0);
+    // Gradients beyond all numbers from a loss that is one: the last block's are not finite, and nothing changes.
+    let before = all(&decoder);
+    let error = decoder.accumulate_and_update(&batch, f32::MAX, &OPTIONS, &updates).map(|_| ()).unwrap_err();
+    let message = error.to_string();
+    println!("    {message}");
+    let same = all(&decoder) == before && decoder.trainables().iter().all(|trainable| trainable.updates == 0);
+    let said = matches!(error, EngineError::NotFinite { .. }) && message.starts_with("the gradient of 2.");
+    report.holds(&format!("{}: an infinite gradient changes nothing, and is named", case.name), same && said);
+    // And then it goes on.
+    let scale = 1.0 / batch.target_count() as f32;
+    let went_on = decoder.accumulate_and_update(&batch, scale, &OPTIONS, &updates).is_ok();
+    report.holds(&format!("{}: the next step changes everything", case.name), went_on && all(&decoder) != before);
 }
 
 fn embedding_on_host(context: &Context, case: &Case, report: &mut Report) {

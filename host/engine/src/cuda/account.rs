@@ -30,6 +30,8 @@ impl Decoder {
         let (mut gradients, mut states) = (0, 0);
         for trainable in &self.trainables {
             gradients += match trainable.grad {
+                // It lies among the activations.
+                _ if trainable.in_window => 0,
                 Grad::Wide(view) => 4 * view.len(),
                 Grad::Narrow(view) => 2 * view.len(),
             };

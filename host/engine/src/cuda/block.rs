@@ -38,6 +38,8 @@ pub(crate) struct Block {
     pub post_norm: Scale,
     pub gate_up: Group,
     pub down: Group,
+    /// Bytes of its gradients, where blocks share a place for them.
+    pub window_bytes: usize,
 }
 
 /// How much of a block's forward pass is kept.

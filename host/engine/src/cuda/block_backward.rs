@@ -6,10 +6,11 @@ use half::bf16;
 use super::arena::Arena;
 use super::attention;
 use super::block::{Attended, Block, Kept, Pass, Scale, chunks};
+use super::in_backward::Grads;
 use super::memory::View;
 use super::ops;
 use super::profile::Kind;
-use super::trainable::{Grad, Trainable};
+use super::trainable::Grad;
 use crate::error::Result;
 
 impl Block {
@@ -19,13 +20,13 @@ impl Block {
         &self,
         pass: &Pass<'_>,
         arena: &mut Arena,
-        trainables: &[Trainable],
+        grads: Grads<'_>,
         d: View<bf16>,
         kept: &Kept,
         need_dx: bool,
     ) -> Result<bool> {
         if kept.attended.is_some() || pass.pieces.len() < 2 {
-            return self.backward_whole(pass, arena, trainables, d, kept, need_dx, None);
+            return self.backward_whole(pass, arena, grads, d, kept, need_dx, None);
         }
         let mut done = false;
         let start = arena.mark();
@@ -40,7 +41,7 @@ impl Block {
                 gate_up: None,
             };
             let pass = pass.of(piece, i == 0);
-            done = self.backward_whole(&pass, arena, trainables, rows(d), &part, need_dx, Some(weights))?;
+            done = self.backward_whole(&pass, arena, grads, rows(d), &part, need_dx, Some(weights))?;
         }
         arena.release_high(start);
         Ok(done)
@@ -51,7 +52,7 @@ impl Block {
         &self,
         pass: &Pass<'_>,
         arena: &mut Arena,
-        trainables: &[Trainable],
+        grads: Grads<'_>,
         d: View<bf16>,
         kept: &Kept,
         need_dx: bool,
@@ -65,13 +66,12 @@ impl Block {
             Some(attended) => attended,
             None => self.attend(pass, arena, kept.x, None, [false, false])?,
         };
-        let mut done =
-            self.backward_feed_forward(pass, arena, trainables, d, &attended, kept, need_mid, mlp_weights)?;
+        let mut done = self.backward_feed_forward(pass, arena, grads, d, &attended, kept, need_mid, mlp_weights)?;
         if kept.attended.is_none() {
             arena.release_high(attended.before_mid);
         }
         if done {
-            done = self.backward_attention(pass, arena, trainables, d, attended, kept.x, need_qkv, need_dx)?;
+            done = self.backward_attention(pass, arena, grads, d, attended, kept.x, need_qkv, need_dx)?;
         }
         arena.release_high(mark);
         Ok(done)
@@ -82,7 +82,7 @@ impl Block {
         &self,
         pass: &Pass<'_>,
         arena: &mut Arena,
-        trainables: &[Trainable],
+        grads: Grads<'_>,
         d: View<bf16>,
         attended: &Attended,
         kept: &Kept,
@@ -128,19 +128,18 @@ impl Block {
             self.down.input_gradient(context, arena, down_weight, d, activation, dropping)?;
             ops::swiglu_backward(context, gate_up, activation)?;
             let low = kept.low_down.map(|low| low.slice_rows(first, rows));
-            self.down.weight_gradients(context, arena, trainables, d, activation, low, is_first, dropping)?;
+            self.down.weight_gradients(context, arena, grads, d, activation, low, is_first, dropping)?;
             let d_gate_up = gate_up;
             self.gate_up.lower_gradient(context, gate_up_weight, d_gate_up)?;
             if let Some(normed) = normed {
                 let low = normed.slice_cols(self.gate_up.inputs, self.gate_up.rank);
                 let low = Some(low);
-                self.gate_up
-                    .weight_gradients(context, arena, trainables, d_gate_up, normed, low, is_first, dropping)?;
+                self.gate_up.weight_gradients(context, arena, grads, d_gate_up, normed, low, is_first, dropping)?;
             }
             if need_normed {
                 let d_normed = arena.high::<bf16>(rows, self.hidden, 0)?;
                 self.gate_up.input_gradient(context, arena, gate_up_weight, d_gate_up, d_normed, dropping)?;
-                self.backward_norm(pass, arena, trainables, [d, d_normed, mid], self.post_norm, need_mid)?;
+                self.backward_norm(pass, arena, grads, [d, d_normed, mid], self.post_norm, need_mid)?;
             }
             arena.release_high(chunk);
         }
@@ -153,12 +152,12 @@ impl Block {
         &self,
         pass: &Pass<'_>,
         arena: &mut Arena,
-        trainables: &[Trainable],
+        grads: Grads<'_>,
         [d, d_normed, x]: [View<bf16>; 3],
         scale: Scale,
         need_dx: bool,
     ) -> Result<()> {
-        let grad = match scale.trained.map(|index| trainables[index].grad) {
+        let grad = match scale.trained.map(|index| grads.trainables[index].grad) {
             Some(Grad::Wide(grad)) => Some(grad),
             _ => None,
         };
@@ -177,7 +176,7 @@ impl Block {
         &self,
         pass: &Pass<'_>,
         arena: &mut Arena,
-        trainables: &[Trainable],
+        grads: Grads<'_>,
         d: View<bf16>,
         attended: Attended,
         x: View<bf16>,
@@ -192,7 +191,7 @@ impl Block {
         self.o.lower_gradient(context, weight, d)?;
         let low = attended.out.slice_cols(self.o.inputs, self.o.rank);
         let (first, dropping) = (pass.first, pass.dropping);
-        self.o.weight_gradients(context, arena, trainables, d, attended.out, Some(low), first, dropping)?;
+        self.o.weight_gradients(context, arena, grads, d, attended.out, Some(low), first, dropping)?;
         let Some(d_qkv) = d_qkv else { return Ok(false) };
         let d_out = arena.high::<bf16>(tokens, shape.heads * shape.dim, 0)?;
         self.o.input_gradient(context, arena, weight, d, d_out, dropping)?;
@@ -209,15 +208,15 @@ impl Block {
         let kept = attention::Kept { qkv: rotated, out: attended.out, lse: attended.lse };
         attention::backward(context, shape, pass.documents, kept, [d_out, d_qkv], workspace)?;
         arena.release_high(after);
-        let grads = [self.q_norm, self.k_norm].map(|scale| {
-            match scale.and_then(|scale| scale.trained).map(|index| trainables[index].grad) {
+        let norms = [self.q_norm, self.k_norm].map(|scale| {
+            match scale.and_then(|scale| scale.trained).map(|index| grads.trainables[index].grad) {
                 Some(Grad::Wide(grad)) => Some(grad),
                 _ => None,
             }
         });
-        let norm_grads = match grads {
+        let norm_grads = match norms {
             [None, None] => None,
-            grads => Some((grads, arena.high::<f32>(1, ops::rope_parts_len(shape.dim), 0)?)),
+            norms => Some((norms, arena.high::<f32>(1, ops::rope_parts_len(shape.dim), 0)?)),
         };
         ops::rope_backward(context, &heads, d_qkv, attended.qkv, pass.positions, pass.table, norm_grads)?;
         arena.release_high(after);
@@ -233,12 +232,12 @@ impl Block {
                 }
             };
             let low = normed.slice_cols(self.qkv.inputs, self.qkv.rank);
-            self.qkv.weight_gradients(context, arena, trainables, d_qkv, normed, Some(low), first, dropping)?;
+            self.qkv.weight_gradients(context, arena, grads, d_qkv, normed, Some(low), first, dropping)?;
         }
         if need_dx || self.input_norm.trained.is_some() {
             let d_normed = arena.high::<bf16>(tokens, self.hidden, 0)?;
             self.qkv.input_gradient(context, arena, weight, d_qkv, d_normed, dropping)?;
-            self.backward_norm(pass, arena, trainables, [d, d_normed, x], self.input_norm, need_dx)?;
+            self.backward_norm(pass, arena, grads, [d, d_normed, x], self.input_norm, need_dx)?;
         }
         Ok(need_dx)
     }

@@ -65,6 +65,7 @@ impl Builder {
             places: BTreeMap::new(),
             map: None,
             embedding_home: None,
+            window: None,
         };
         let embedding = maker.table((None, Role::Embedding))?;
         let blocks = (0..shape.blocks).map(|block| maker.block(block)).collect::<Result<Vec<_>>>()?;

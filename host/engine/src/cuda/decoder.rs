@@ -9,6 +9,7 @@ use super::arena::Arena;
 use super::block::{Block, Scale};
 use super::builder::Place;
 use super::context::Context;
+use super::in_backward::{Gradients, Underway};
 use super::locked::Locked;
 use super::memory::{Buffer, View};
 use super::offload::Offload;
@@ -80,6 +81,11 @@ impl Decoder {
         &self.shape
     }
 
+    /// What holds for the whole model.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// What trains or once did.
     pub fn trainables(&self) -> &[Trainable] {
         &self.trainables
@@ -134,10 +140,26 @@ impl Decoder {
     /// # Errors
     /// When the batch does not fit the model or the memory, the device fails, or the loss is not finite.
     pub fn accumulate(&mut self, batch: &Batch, grad_scale: f32) -> Result<LossSum> {
+        self.expect_own_gradients()?;
         batch.check(self.shape.vocab)?;
-        if batch.target_count() == 0 {
-            return Ok(LossSum::default());
+        match batch.target_count() {
+            0 => Ok(LossSum::default()),
+            _ => self.pass(batch, grad_scale, None),
         }
+    }
+
+    /// The same by a given plan.
+    ///
+    /// # Errors
+    /// As [`Decoder::accumulate`].
+    pub fn accumulate_with(&mut self, batch: &Batch, grad_scale: f32, plan: &StepPlan) -> Result<LossSum> {
+        self.expect_own_gradients()?;
+        batch.check(self.shape.vocab)?;
+        self.pass_with(batch, grad_scale, plan, None)
+    }
+
+    /// A training pass by the plan that the memory at hand allows, with the updates that are made on the way.
+    pub(super) fn pass(&mut self, batch: &Batch, grad_scale: f32, underway: Option<&Underway>) -> Result<LossSum> {
         self.context.bind()?;
         self.ensure_rope(&batch.positions)?;
         self.settle_room()?;
@@ -148,26 +170,35 @@ impl Decoder {
                 (self.room, self.plan) = (None, None);
                 self.settle_room()?;
                 let (plan, needed) = self.plan(batch)?;
-                self.run_step(batch, grad_scale, &plan, needed)
+                self.run_step(batch, grad_scale, &plan, needed, underway)
             }
             Err(error) => Err(error),
-            Ok(()) => self.run_step(batch, grad_scale, &plan, needed),
+            Ok(()) => self.run_step(batch, grad_scale, &plan, needed, underway),
         }
     }
 
     /// The same by a given plan.
-    ///
-    /// # Errors
-    /// As [`Decoder::accumulate`].
-    pub fn accumulate_with(&mut self, batch: &Batch, grad_scale: f32, plan: &StepPlan) -> Result<LossSum> {
-        batch.check(self.shape.vocab)?;
+    pub(super) fn pass_with(
+        &mut self,
+        batch: &Batch,
+        grad_scale: f32,
+        plan: &StepPlan,
+        underway: Option<&Underway>,
+    ) -> Result<LossSum> {
         self.context.bind()?;
         self.ensure_rope(&batch.positions)?;
         let needed = self.needed(batch, plan)?;
-        self.run_step(batch, grad_scale, plan, needed)
+        self.run_step(batch, grad_scale, plan, needed, underway)
     }
 
-    fn run_step(&mut self, batch: &Batch, grad_scale: f32, plan: &StepPlan, needed: usize) -> Result<LossSum> {
+    fn run_step(
+        &mut self,
+        batch: &Batch,
+        grad_scale: f32,
+        plan: &StepPlan,
+        needed: usize,
+        underway: Option<&Underway>,
+    ) -> Result<LossSum> {
         let targets = batch.target_count();
         self.make_room(needed)?;
         if plan.offload {
@@ -175,7 +206,12 @@ impl Decoder {
             self.offload.prepare(&self.context, plan.levels.len(), bytes)?;
         }
         let first = std::mem::take(&mut self.fresh);
-        if first {
+        let gradients = match underway {
+            Some(underway) => Gradients::Used(underway),
+            None if first => Gradients::Replaced,
+            None => Gradients::Added,
+        };
+        if !matches!(gradients, Gradients::Added) {
             // What is added to and never replaced.
             for trainable in &self.trainables {
                 if self.is_summed(trainable) {
@@ -185,7 +221,7 @@ impl Decoder {
         }
         let mut arena = std::mem::replace(&mut self.arena, Arena::counting());
         arena.clear();
-        let losses = self.step(&mut arena, batch, plan, grad_scale, first);
+        let losses = self.step(&mut arena, batch, plan, grad_scale, gradients);
         self.arena = arena;
         let losses = self.context.download(losses?)?;
         let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
@@ -261,7 +297,7 @@ impl Decoder {
     /// When the step cannot be laid out.
     pub fn needed(&self, batch: &Batch, plan: &StepPlan) -> Result<usize> {
         let mut arena = Arena::counting();
-        self.context.dry_run(|| self.step(&mut arena, batch, plan, 1.0, true))?;
+        self.context.dry_run(|| self.step(&mut arena, batch, plan, 1.0, Gradients::Replaced))?;
         Ok(arena.peak())
     }
 

@@ -18,12 +18,13 @@ use half::bf16;
 use super::arena::Arena;
 use super::context::Context;
 use super::gemm::{Layout, multiply};
+use super::in_backward::Grads;
 use super::memory::View;
 use super::nf4;
 use super::ops::{self, Mask};
 use super::packed::Packed;
 use super::profile::Kind;
-use super::trainable::{Grad, Trainable};
+use super::trainable::Grad;
 use crate::error::Result;
 
 /// One linear layer of a group.
@@ -83,7 +84,7 @@ pub(crate) struct Group {
     pub a: Option<View<bf16>>,
     /// B's columns when the weights are packed: `[outputs, rank]`.
     pub b: Option<View<bf16>>,
-    /// The gradient of all A: `[ranks, inputs]`.
+    /// The gradient of all A, or how far from the block's place it lies: `[ranks, inputs]`.
     pub a_grad: Option<View<f32>>,
     /// `[outputs]`.
     pub bias: Option<View<f32>>,
@@ -221,7 +222,7 @@ impl Group {
         &self,
         context: &Context,
         arena: &mut Arena,
-        trainables: &[Trainable],
+        grads: Grads<'_>,
         dy: View<bf16>,
         x: View<bf16>,
         low: Option<View<bf16>>,
@@ -232,7 +233,7 @@ impl Group {
         for adapter in self.adapters().filter(|_| drops) {
             let Some(a_grad) = self.a_grad else { continue };
             context.kind(Kind::Adapter);
-            let grad = a_grad.slice_rows(adapter.at, adapter.rank);
+            let grad = grads.placed(a_grad).slice_rows(adapter.at, adapter.rank);
             let d_low = dy.slice_cols(self.outputs + adapter.at, adapter.rank);
             let mark = arena.mark();
             let mut input = x.slice_cols(0, self.inputs);
@@ -244,6 +245,7 @@ impl Group {
             arena.release_high(mark);
         }
         if let Some(a_grad) = self.a_grad.filter(|_| !drops) {
+            let a_grad = grads.placed(a_grad);
             context.kind(Kind::Adapter);
             let d_low = dy.slice_cols(self.outputs, self.ranks);
             multiply(context, Layout::Tn, a_grad, 1.0, d_low, x, (!first).then_some((1.0, a_grad)))?;
@@ -251,7 +253,7 @@ impl Group {
         for part in &self.parts {
             let dy = dy.slice_cols(part.at, part.outputs);
             if let (Some(adapter), Some(low)) = (&part.adapter, low)
-                && let Grad::Wide(grad) = trainables[adapter.b].grad
+                && let Grad::Wide(grad) = grads.matrix(adapter.b)
             {
                 context.kind(Kind::Adapter);
                 let low = low.slice_cols(adapter.at, adapter.rank);
@@ -259,7 +261,7 @@ impl Group {
             }
             if let Some(trained) = part.trained {
                 context.kind(Kind::WeightGradient);
-                match trainables[trained].grad {
+                match grads.matrix(trained) {
                     Grad::Wide(grad) => {
                         multiply(context, Layout::Tn, grad, 1.0, dy, x, (!first).then_some((1.0, grad)))?;
                     }
@@ -269,7 +271,7 @@ impl Group {
                 }
             }
             if let Some(bias) = part.bias
-                && let Grad::Wide(grad) = trainables[bias].grad
+                && let Grad::Wide(grad) = grads.trainables[bias].grad
             {
                 let mark = arena.mark();
                 let parts = arena.high::<f32>(1, ops::parts_len(dy.rows(), dy.cols()), 0)?;

@@ -11,7 +11,7 @@ use super::context::Context;
 use super::decoder::Table;
 use super::group::{Group, Part, PartAdapter};
 use super::locked::Locked;
-use super::memory::View;
+use super::memory::{Element, View};
 use super::nf4;
 use super::packed::{Int8, Packed};
 use super::slab::Slab;
@@ -35,6 +35,8 @@ pub(super) struct Maker<'a> {
     pub map: Option<View<f32>>,
     /// The embedding's memory, if that is the host's.
     pub embedding_home: Option<Locked>,
+    /// Bytes of the block's gradients so far, where blocks share a place for them.
+    pub window: Option<usize>,
 }
 
 impl<'a> Maker<'a> {
@@ -80,8 +82,8 @@ impl<'a> Maker<'a> {
         let (rows, cols) = (view.rows(), view.cols());
         let summed = spec.slot.1 == Role::Embedding || (spec.slot.1 == Role::Head && self.shape.tied);
         let grad = match self.options.narrow_grads && !summed {
-            true => Grad::Narrow(self.slab.take(rows, cols, 0)?),
-            false => Grad::Wide(self.slab.take(rows, cols, 0)?),
+            true => Grad::Narrow(self.gradient(rows, cols)?),
+            false => Grad::Wide(self.gradient(rows, cols)?),
         };
         let wide = match spec.storage {
             Storage::F32 => true,
@@ -101,12 +103,21 @@ impl<'a> Maker<'a> {
             on_bf16_grid: false,
             value_is_copy: spec.storage != Storage::F32,
             grad,
+            in_window: self.window.is_some(),
             moments: None,
             updates: 0,
             key: (spec.slot, 0),
             trains: true,
             own: None,
         }))
+    }
+
+    /// Memory for a matrix's gradient, or how far from its block's place it is to lie.
+    fn gradient<T: Element>(&mut self, rows: usize, cols: usize) -> Result<View<T>> {
+        let Some(used) = &mut self.window else { return self.slab.take(rows, cols, 0) };
+        let view = View::at(*used as u64, rows, cols, cols);
+        *used += (rows * cols * size_of::<T>()).next_multiple_of(256);
+        Ok(view)
     }
 
     fn push(&mut self, trainable: Trainable) -> usize {
@@ -130,6 +141,7 @@ impl<'a> Maker<'a> {
                     on_bf16_grid: spec.storage == Storage::Bf16,
                     value_is_copy: false,
                     grad,
+                    in_window: false,
                     moments: None,
                     updates: 0,
                     key: (slot, 0),
@@ -150,6 +162,7 @@ impl<'a> Maker<'a> {
 
     pub fn block(&mut self, index: usize) -> Result<Block> {
         let (block, shape) = (Some(index), self.shape);
+        self.window = self.options.update_in_backward.then_some(0);
         let input_norm = self.scale((block, Role::InputNorm))?;
         let qkv = self.group(
             block,
@@ -160,7 +173,7 @@ impl<'a> Maker<'a> {
             false => Ok(None),
         };
         let (q_norm, k_norm) = (head_norm(Role::QNorm)?, head_norm(Role::KNorm)?);
-        Ok(Block {
+        let block = Block {
             attention: attention::Shape {
                 heads: shape.heads,
                 kv_heads: shape.kv_heads,
@@ -180,7 +193,9 @@ impl<'a> Maker<'a> {
             post_norm: self.scale((block, Role::PostNorm))?,
             gate_up: self.group(block, &[(Role::Gate, Some(Role::GateBias)), (Role::Up, Some(Role::UpBias))])?,
             down: self.group(block, &[(Role::Down, Some(Role::DownBias))])?,
-        })
+            window_bytes: 0,
+        };
+        Ok(Block { window_bytes: self.window.take().unwrap_or(0), ..block })
     }
 
     fn group(&mut self, block: Option<usize>, roles: &[(Role, Option<Role>)]) -> Result<Group> {
@@ -216,7 +231,7 @@ impl<'a> Maker<'a> {
             }
             true => (None, None, None),
         };
-        let a_grad = if ranks > 0 { Some(self.slab.take::<f32>(ranks, inputs, 0)?) } else { None };
+        let a_grad = if ranks > 0 { Some(self.gradient::<f32>(ranks, inputs)?) } else { None };
         let has_bias = roles.iter().any(|(_, bias)| bias.is_some_and(|bias| self.has((block, bias))));
         let bias = if has_bias { Some(self.slab.zeros::<f32>(1, outputs, 0)?) } else { None };
         let (mut parts, mut at, mut rank_at) = (Vec::new(), 0, 0);
@@ -304,7 +319,7 @@ impl<'a> Maker<'a> {
         let (rows, cols) = (copy.rows(), copy.cols());
         let grad = match grad {
             Some(grad) => grad,
-            None => self.slab.take(rows, cols, 0)?,
+            None => self.gradient(rows, cols)?,
         };
         let master = Some(self.slab.zeros(rows, cols, 0)?);
         Ok(self.push(Trainable {
@@ -317,6 +332,7 @@ impl<'a> Maker<'a> {
             on_bf16_grid: false,
             value_is_copy: false,
             grad: Grad::Wide(grad),
+            in_window: self.window.is_some(),
             moments: None,
             updates: 0,
             key,

@@ -71,6 +71,11 @@ impl<T: Element> View<T> {
         self.len() == 0
     }
 
+    /// The same matrix `bytes` further on.
+    pub(crate) fn moved(&self, bytes: u64) -> Self {
+        Self { ptr: self.ptr.wrapping_add(bytes), ..*self }
+    }
+
     /// `rows` rows from `first` on.
     pub fn slice_rows(&self, first: usize, rows: usize) -> Self {
         assert!(first + rows <= self.rows, "rows {first}+{rows} of {}", self.rows);

@@ -38,6 +38,7 @@ pub mod trainable;
 mod block;
 mod block_backward;
 mod group;
+mod in_backward;
 mod inputs;
 mod layout;
 mod locked;

@@ -1,6 +1,7 @@
 //! AdamW and the norm of all gradients, each in one launch over all tensors.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::context::Launch;
 use super::decoder::Decoder;
@@ -48,6 +49,8 @@ pub(super) struct Descriptor {
 #[derive(Debug, Default)]
 pub(crate) struct Optimizer {
     pub(super) tables: Vec<Tables>,
+    /// Not zero once an update inside a pass is to change nothing more.
+    stop: Option<Buffer>,
     /// What is told of each tensor's update, if somebody wants to know.
     pub(super) watched: Option<Watched>,
 }
@@ -59,7 +62,8 @@ impl Optimizer {
             let buffers = [&tables.descriptors, &tables.chunks, &tables.sums, &tables.maps, &tables.factor];
             buffers.iter().map(|buffer| buffer.bytes()).sum::<usize>()
         };
-        self.tables.iter().map(of).sum::<usize>() + self.watched.as_ref().map_or(0, Watched::bytes)
+        let stop = self.stop.as_ref().map_or(0, Buffer::bytes);
+        self.tables.iter().map(of).sum::<usize>() + stop + self.watched.as_ref().map_or(0, Watched::bytes)
     }
 }
 
@@ -70,9 +74,22 @@ pub(super) struct Tables {
     /// How many chunks, and of which trainables.
     pub count: usize,
     of: Vec<usize>,
+    /// Which chunks are a block's; without one, those of what is in none.
+    blocks: BTreeMap<Option<usize>, Range<usize>>,
     pub sums: Buffer,
     maps: Buffer,
-    factor: Buffer,
+    pub factor: Buffer,
+}
+
+impl Tables {
+    /// The chunks of a block, or of what is in none.
+    pub fn of_block(&self, block: Option<usize>) -> Range<usize> {
+        self.blocks.get(&block).cloned().unwrap_or(0..0)
+    }
+
+    fn all(&self) -> Range<usize> {
+        0..self.count
+    }
 }
 
 /// One tensor's settings for an update.
@@ -112,7 +129,10 @@ pub(super) fn descriptor(trainable: &Trainable) -> Descriptor {
         cols: trainable.cols as u32,
         copy_stride: trainable.copy.map_or(0, |view| view.stride() as u32),
         copy_scale: trainable.scale,
-        flags: narrow | if trainable.on_bf16_grid { 2 } else { 0 } | if trainable.value_is_copy { 4 } else { 0 },
+        flags: narrow
+            | if trainable.on_bf16_grid { 2 } else { 0 }
+            | if trainable.value_is_copy { 4 } else { 0 }
+            | if trainable.in_window { 8 } else { 0 },
         purpose,
         ..Descriptor::default()
     }
@@ -125,8 +145,11 @@ impl Decoder {
             return Ok(place);
         }
         let mut chunks = Vec::<u32>::new();
+        let mut blocks = BTreeMap::<Option<usize>, Range<usize>>::new();
         for (place, &index) in of.iter().enumerate() {
-            for chunk in 0..self.trainables[index].len().div_ceil(CHUNK) {
+            let (first, count) = (chunks.len() / 2, self.trainables[index].len().div_ceil(CHUNK));
+            blocks.entry(self.trainables[index].key.0.0).or_insert(first..first).end = first + count;
+            for chunk in 0..count {
                 chunks.extend([place as u32, chunk as u32]);
             }
         }
@@ -140,6 +163,7 @@ impl Decoder {
             chunks: buffer(chunks.len() * 4)?,
             count,
             of: of.to_vec(),
+            blocks,
             sums: buffer((count + 1) * 8)?,
             maps,
             factor: buffer(4)?,
@@ -154,11 +178,11 @@ impl Decoder {
     }
 
     /// The numbers of `of`, by the format that their moments are kept in.
-    fn by_format(&self, of: &[usize]) -> impl Iterator<Item = (MomentFormat, Vec<usize>)> {
+    pub(super) fn by_format(&self, of: &[usize]) -> Vec<(MomentFormat, Vec<usize>)> {
         let format_of = |index: &usize| self.options.moments.of(self.trainables[*index].len());
         let split = MomentFormat::ALL
             .map(|format| (format, of.iter().copied().filter(|index| format_of(index) == format).collect::<Vec<_>>()));
-        split.into_iter().filter(|(_, of)| !of.is_empty())
+        split.into_iter().filter(|(_, of)| !of.is_empty()).collect()
     }
 
     pub(super) fn upload_descriptors(&self, tables: &Tables, descriptors: &[Descriptor]) -> Result<()> {
@@ -184,35 +208,85 @@ impl Decoder {
     /// # Errors
     /// Naming the first tensor whose gradient is not finite, or when the device fails.
     pub fn grad_norm(&mut self) -> Result<f64> {
+        self.expect_own_gradients()?;
         self.context.bind()?;
         self.settle_grads()?;
         let all = self.active();
         let place = self.tables(&all)?;
         let tables = &self.optimizer.tables[place];
-        if tables.count == 0 {
-            return Ok(0.0);
-        }
         let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
         self.upload_descriptors(tables, &descriptors)?;
+        self.queue_squares(tables, tables.all(), None)?;
+        let norm = self.norm_of(tables, &all)?;
+        if let Some(watched) = &mut self.optimizer.watched {
+            let parts = self.optimizer.tables[place].sums.view(1, self.optimizer.tables[place].count);
+            watched.gradients = tables_sums(&self.trainables, &all, &self.context.download(parts)?);
+        }
+        norm.map_err(|(bad, value)| {
+            let name = bad.first().map_or("?", |&index| &self.trainables[index].name);
+            EngineError::NotFinite { what: format!("the gradient of {name}"), value }
+        })
+    }
+
+    /// Queues the squares of some chunks' gradients. Inside a pass, blocks' gradients of matrices begin at `window` if they share
+    /// a place, and what is not finite stops the updates.
+    pub(super) fn queue_squares(&self, tables: &Tables, chunks: Range<usize>, window: Option<u64>) -> Result<()> {
         self.context.kind(Kind::Optimizer);
+        let count = chunks.len();
+        let sums: View<f64> = tables.sums.part(8 * chunks.start, 1, count);
+        let list: View<u32> = tables.chunks.part(8 * chunks.start, 1, 2 * count);
+        let stop = window.map_or(0, |_| self.stop());
+        let arguments = args![sums, tables.descriptors.view::<u8>(1, 1), list, window.unwrap_or(0), stop];
+        let defines = &[("MOMENTS", 32)];
+        self.context.launch(&ADAMW, defines, "grad_squares", Launch::new(count, 256), arguments)
+    }
+
+    /// The norm of what the squares of all chunks are of; or else whose gradients are not finite, in the model's order, and the
+    /// sum.
+    pub(super) fn norm_of(
+        &self,
+        tables: &Tables,
+        all: &[usize],
+    ) -> Result<std::result::Result<f64, (Vec<usize>, f64)>> {
+        if tables.count == 0 {
+            return Ok(Ok(0.0));
+        }
         let sums: View<f64> = tables.sums.view(1, tables.count + 1);
         let (parts, total) = (sums.slice_cols(0, tables.count), sums.slice_cols(tables.count, 1));
-        let defines = &[("MOMENTS", 32)];
-        let arguments = args![parts, tables.descriptors.view::<u8>(1, 1), tables.chunks.view::<u32>(1, 1)];
-        self.context.launch(&ADAMW, defines, "grad_squares", Launch::new(tables.count, 256), arguments)?;
+        self.context.kind(Kind::Optimizer);
         let arguments = args![total, parts, tables.count];
-        self.context.launch(&ADAMW, defines, "sum_doubles", Launch::new(1, 1024), arguments)?;
+        self.context.launch(&ADAMW, &[("MOMENTS", 32)], "sum_doubles", Launch::new(1, 1024), arguments)?;
         let squares = self.context.download(total)?.first().copied().unwrap_or(0.0);
         if squares.is_finite() {
-            if let Some(watched) = &mut self.optimizer.watched {
-                watched.gradients = tables_sums(&self.trainables, &all, &self.context.download(parts)?);
-            }
-            return Ok(squares.sqrt());
+            return Ok(Ok(squares.sqrt()));
         }
-        let bad = tables_sums(&self.trainables, &all, &self.context.download(parts)?);
-        let bad = bad.iter().find(|(_, sum)| !sum.is_finite()).map(|(index, _)| *index);
-        let name = bad.and_then(|index| self.trainables.get(index)).map_or("?", |trainable| &trainable.name);
-        Err(EngineError::NotFinite { what: format!("the gradient of {name}"), value: squares })
+        let sums = tables_sums(&self.trainables, all, &self.context.download(parts)?);
+        Ok(Err((sums.iter().filter(|(_, sum)| !sum.is_finite()).map(|(index, _)| *index).collect(), squares)))
+    }
+
+    /// The number on the card that stops updates, if there is one.
+    fn stop(&self) -> u64 {
+        self.optimizer.stop.as_ref().map_or(0, |stop| stop.view::<u32>(1, 1).ptr())
+    }
+
+    /// Lets updates inside the next pass change what they are to.
+    pub(super) fn clear_stop(&mut self) -> Result<()> {
+        self.make_stop()?;
+        self.optimizer.stop.as_ref().map_or(Ok(()), |stop| self.context.fill_bytes(stop.view::<u32>(1, 1), 0))
+    }
+
+    fn make_stop(&mut self) -> Result<()> {
+        if self.optimizer.stop.is_none() {
+            self.optimizer.stop = Some(Buffer::new(&self.context, size_of::<u32>())?);
+        }
+        Ok(())
+    }
+
+    /// Queues what stops the updates if one of the losses is not finite.
+    pub(super) fn stop_if_not_finite(&self, losses: View<f32>) -> Result<()> {
+        self.context.kind(Kind::Loss);
+        let arguments = args![self.stop(), losses, losses.cols()];
+        self.context.launch(&ADAMW, &[("MOMENTS", 32)], "stop_if_not_finite", Launch::new(1, 1024), arguments)
     }
 
     /// Makes the moments and tables that [`Decoder::update`] needs, so that their memory is known before the first step.
@@ -221,14 +295,17 @@ impl Decoder {
     /// When there is no memory.
     pub fn prepare(&mut self, updates: &[Update]) -> Result<()> {
         self.context.bind()?;
-        let of: Vec<usize> = updates.iter().map(|update| update.index).collect();
+        let of = order(&self.trainables, updates);
         for &index in &of {
             self.trainables[index].make_moments(&mut self.slab, self.options.moments)?;
         }
         let all = self.active();
         self.tables(&all)?;
         self.make_watched()?;
-        for (_, of) in self.by_format(&of).collect::<Vec<_>>() {
+        if self.options.update_in_backward {
+            self.make_stop()?;
+        }
+        for (_, of) in self.by_format(&of) {
             self.tables(&of)?;
         }
         Ok(())
@@ -239,49 +316,48 @@ impl Decoder {
     /// # Errors
     /// When there is no memory for the moments, or the device fails.
     pub fn update(&mut self, options: &AdamWOptions, updates: &[Update], grad_factor: f32) -> Result<()> {
+        self.expect_own_gradients()?;
         self.context.bind()?;
         self.settle_grads()?;
         self.prepare(updates)?;
         self.keep_values()?;
-        let of: Vec<usize> = updates.iter().map(|update| update.index).collect();
         let settings: BTreeMap<usize, Update> = updates.iter().map(|update| (update.index, *update)).collect();
-        for (format, of) in self.by_format(&of).collect::<Vec<_>>() {
-            let descriptors: Vec<Descriptor> = of
-                .iter()
-                .filter_map(|index| settings.get(index))
-                .map(|update| self.advance(options, *update))
-                .collect();
+        for (format, of) in self.by_format(&order(&self.trainables, updates)) {
+            let mut descriptors = Vec::with_capacity(of.len());
+            for update in of.iter().filter_map(|index| settings.get(index)) {
+                self.trainables[update.index].updates += 1;
+                descriptors.push(self.advanced(options, *update, self.trainables[update.index].updates));
+            }
             let place = self.tables(&of)?;
             let tables = &self.optimizer.tables[place];
-            if tables.count == 0 {
-                continue;
-            }
             self.upload_descriptors(tables, &descriptors)?;
             self.context.upload(tables.factor.view(1, 1), &[grad_factor])?;
-            self.context.kind(Kind::Optimizer);
-            let bits = match format {
-                MomentFormat::Wide => 32,
-                MomentFormat::Bf16 => 16,
-                MomentFormat::EightBit => 8,
-            };
-            let arguments = args![
-                tables.descriptors.view::<u8>(1, 1),
-                tables.chunks.view::<u32>(1, 1),
-                tables.maps.view::<f32>(1, 1),
-                tables.factor.view::<f32>(1, 1),
-                options.seed
-            ];
-            self.context.launch(&ADAMW, &[("MOMENTS", bits)], "adamw", Launch::new(tables.count, 256), arguments)?;
+            self.queue_update(tables, tables.all(), format.bits(), options.seed, None)?;
         }
         self.measure_distances()
     }
 
-    /// Counts an update of a tensor, and says how the kernel is to do it.
-    fn advance(&mut self, options: &AdamWOptions, update: Update) -> Descriptor {
+    /// Queues the update of some chunks, inside a pass with its `window` as in [`Decoder::queue_squares`].
+    pub(super) fn queue_update(
+        &self,
+        tables: &Tables,
+        chunks: Range<usize>,
+        bits: i64,
+        seed: u64,
+        window: Option<u64>,
+    ) -> Result<()> {
+        self.context.kind(Kind::Optimizer);
+        let list: View<u32> = tables.chunks.part(8 * chunks.start, 1, 2 * chunks.len());
+        let (maps, factor) = (tables.maps.view::<f32>(1, 1), tables.factor.view::<f32>(1, 1));
+        let (stop, window) = (window.map_or(0, |_| self.stop()), window.unwrap_or(0));
+        let arguments = args![tables.descriptors.view::<u8>(1, 1), list, maps, factor, seed, window, stop];
+        self.context.launch(&ADAMW, &[("MOMENTS", bits)], "adamw", Launch::new(chunks.len(), 256), arguments)
+    }
+
+    /// How the kernel is to make a tensor's update of this number, from 1.
+    pub(super) fn advanced(&self, options: &AdamWOptions, update: Update, updates: u64) -> Descriptor {
         let (beta1, beta2) = options.betas;
-        let trainable = &mut self.trainables[update.index];
-        trainable.updates += 1;
-        let correction = |beta: f64| 1.0 - beta.powf(trainable.updates as f64);
+        let correction = |beta: f64| 1.0 - beta.powf(updates as f64);
         Descriptor {
             shrink: (1.0 - update.lr * update.weight_decay) as f32,
             step_size: (update.lr / correction(beta1)) as f32,
@@ -290,8 +366,15 @@ impl Decoder {
             rest1: (1.0 - beta1) as f32,
             rest2: (1.0 - beta2) as f32,
             eps: options.eps as f32,
-            updates: trainable.updates as u32,
-            ..descriptor(trainable)
+            updates: updates as u32,
+            ..descriptor(&self.trainables[update.index])
         }
     }
+}
+
+/// What updates name, in the model's order.
+pub(super) fn order(trainables: &[Trainable], updates: &[Update]) -> Vec<usize> {
+    let mut of: Vec<usize> = updates.iter().map(|update| update.index).collect();
+    of.sort_by_key(|&index| trainables[index].key);
+    of
 }

@@ -19,6 +19,7 @@ impl Decoder {
     /// # Errors
     /// When there is no such weight, it lies in the host's memory, or there is no memory.
     pub fn adopt(&mut self, slot: Slot, name: &str, storage: Storage) -> Result<(usize, bool)> {
+        self.expect_own_gradients()?;
         self.context.bind()?;
         if slot == (None, Role::Embedding) && self.embedding_home.is_some() {
             return Err(unfit(slot, "on the card, since it is to train", "in the host's memory"));
@@ -56,6 +57,7 @@ impl Decoder {
             on_bf16_grid: vector.is_some() && storage == Storage::Bf16,
             value_is_copy: copy.is_some() && storage != Storage::F32,
             grad: Grad::Wide(View::at(0, 0, 0, 0)),
+            in_window: false,
             moments: None,
             updates: 0,
             key: (slot, 0),

@@ -149,6 +149,9 @@ pub struct Options {
     pub unordered: bool,
     /// Whether the embedding, frozen and not the head too, lies in the host's memory, where the card reads a row a token.
     pub embedding_on_host: bool,
+    /// Whether blocks' gradients of matrices share one place among a step's activations, since
+    /// [`super::Decoder::accumulate_and_update`] is all that is done with them.
+    pub update_in_backward: bool,
 }
 
 impl ModelShape {

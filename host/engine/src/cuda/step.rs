@@ -1,4 +1,5 @@
-//! A training pass: forward through the blocks, the loss, and backward to the lowest weight that trains.
+//! A training pass: forward through the blocks, the loss, and backward to the lowest weight that trains; with the updates, if
+//! they are made on the way.
 
 use half::bf16;
 
@@ -6,6 +7,7 @@ use super::arena::{Arena, Mark};
 use super::block::{Block, Kept, Level, Pass};
 use super::decoder::Decoder;
 use super::group::Dropping;
+use super::in_backward::{Gradients, Grads};
 use super::memory::View;
 use super::offload::RING;
 use super::ops;
@@ -22,8 +24,9 @@ impl Decoder {
         batch: &Batch,
         plan: &StepPlan,
         grad_scale: f32,
-        first: bool,
+        gradients: Gradients<'_>,
     ) -> Result<View<f32>> {
+        let first = !matches!(gradients, Gradients::Added);
         let inputs = self.upload(arena, batch, grad_scale, plan.pieces)?;
         let losses = arena.low::<f32>(1, inputs.rows.cols(), 0)?;
         let (context, hidden, tokens) = (&self.context, self.shape.hidden, batch.tokens());
@@ -82,26 +85,43 @@ impl Decoder {
         let room = self.blocks.iter().map(Block::residual_room).max().unwrap_or(0);
         let d = need_dx.then(|| arena.high::<bf16>(tokens, hidden, room)).transpose()?;
         self.head_loss(arena, plan, &inputs, x, losses, d, first)?;
-        let Some(d) = d else { return Ok(losses) };
-        for (i, block) in self.blocks.iter().enumerate().rev().take(kept.len()) {
-            let Some((block_kept, mark)) = kept.pop() else { break };
-            let need_below = self.embedding.trained.is_some() || i > lowest;
-            let at = i - lowest;
-            if at < away {
-                self.offload.before_backward(context, at, away)?;
+        if let Gradients::Used(_) = gradients {
+            self.stop_if_not_finite(losses)?;
+        }
+        if let Some(d) = d {
+            let count = kept.len();
+            for (i, block) in self.blocks.iter().enumerate().rev().take(count) {
+                let Some((block_kept, mark)) = kept.pop() else { break };
+                let need_below = self.embedding.trained.is_some() || i > lowest;
+                let at = i - lowest;
+                if at < away {
+                    self.offload.before_backward(context, at, away)?;
+                }
+                let before = arena.mark();
+                let window = arena.high::<u8>(1, block.window_bytes, 0)?.ptr();
+                let grads =
+                    Grads { trainables: &self.trainables, window: if block.window_bytes > 0 { window } else { 0 } };
+                let goes_on = block.backward(&pass, arena, grads, d, &block_kept, need_below)?;
+                if let Gradients::Used(underway) = gradients {
+                    underway.update(self, Some(i), grads.window)?;
+                }
+                arena.release_high(before);
+                if !goes_on {
+                    break;
+                }
+                arena.release_low(mark);
+                if at < away {
+                    self.offload.after_backward(context, at, ring[at % RING])?;
+                }
             }
-            if !block.backward(&pass, arena, &self.trainables, d, &block_kept, need_below)? {
-                return Ok(losses);
-            }
-            arena.release_low(mark);
-            if at < away {
-                self.offload.after_backward(context, at, ring[at % RING])?;
+            if let (Some(index), Some(places)) = (self.embedding.trained, inputs.places)
+                && let Grad::Wide(grad) = self.trainables[index].grad
+            {
+                ops::embed_backward(context, grad, d, places)?;
             }
         }
-        if let (Some(index), Some(places)) = (self.embedding.trained, inputs.places)
-            && let Grad::Wide(grad) = self.trainables[index].grad
-        {
-            ops::embed_backward(context, grad, d, places)?;
+        if let Gradients::Used(underway) = gradients {
+            underway.update(self, None, 0)?;
         }
         Ok(losses)
     }

@@ -7,7 +7,7 @@ use super::memory::View;
 use super::ops;
 use super::slab::Slab;
 use super::spec::Slot;
-use crate::error::{Result, expect_shape};
+use crate::error::{EngineError, Result, expect_shape};
 use crate::optim::LEAST_FOR_BITS8;
 
 /// Where a gradient lies.
@@ -34,6 +34,15 @@ pub enum MomentFormat {
 impl MomentFormat {
     /// All of them.
     pub(crate) const ALL: [Self; 3] = [Self::Wide, Self::Bf16, Self::EightBit];
+
+    /// Bits of a number, as the kernels are compiled for them.
+    pub(crate) fn bits(self) -> i64 {
+        match self {
+            Self::Wide => 32,
+            Self::Bf16 => 16,
+            Self::EightBit => 8,
+        }
+    }
 
     /// The format for a tensor of `len` numbers where this one is asked for.
     pub(crate) fn of(self, len: usize) -> Self {
@@ -71,6 +80,8 @@ pub struct Trainable {
     /// Whether its value is the bf16 copy, and the master a finer one beside it.
     pub(crate) value_is_copy: bool,
     pub(crate) grad: Grad,
+    /// Whether the gradient lies where its block's pass puts it, and `grad` says how far from there.
+    pub(crate) in_window: bool,
     pub(crate) moments: Option<Moments>,
     /// Updates so far.
     pub updates: u64,
@@ -134,19 +145,27 @@ impl Trainable {
     /// Its gradient.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When it did not outlast its pass, or the device fails.
     pub fn grad(&self, context: &Context) -> Result<Vec<f32>> {
+        if self.in_window {
+            let what = format!("the gradient of {}", self.name);
+            let found = "a place that blocks share".into();
+            return Err(EngineError::Shape { what, expected: "memory of its own".into(), found });
+        }
         match self.grad {
             Grad::Wide(grad) => context.download(grad),
             Grad::Narrow(grad) => Ok(context.download(grad)?.into_iter().map(bf16::to_f32).collect()),
         }
     }
 
-    /// Queues setting the gradient to zero.
+    /// Queues setting the gradient to zero, if it has memory of its own: another is replaced.
     ///
     /// # Errors
     /// When the device fails.
     pub fn clear_grad(&self, context: &Context) -> Result<()> {
+        if self.in_window {
+            return Ok(());
+        }
         match self.grad {
             Grad::Wide(grad) => context.fill_bytes(grad, 0),
             Grad::Narrow(grad) => context.fill_bytes(grad, 0),

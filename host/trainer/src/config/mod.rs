@@ -138,6 +138,11 @@ pub struct TrainConfig {
     /// pass in whatever order is fastest: 2 % of a step with texts of 2,048 tokens, 9 % with 16,384. Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deterministic: Option<bool>,
+    /// Update each block's weights inside the backward pass, as soon as its gradients are complete, so that a GPU holds one
+    /// block's gradients and not the model's: the same numbers in less memory. It needs `max_grad_norm = 0`, and each step in
+    /// one micro-batch. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub update_in_backward: bool,
 }
 
 /// How long to train.

@@ -42,6 +42,12 @@ pub(super) fn resolve(source: Source, file: &Path) -> Result<Config> {
         )
         .help("leave it out, or set device to \"cuda\" or \"auto\""));
     }
+    if device == Device::Cpu && written.train.update_in_backward {
+        return Err(Error::config(
+            "`train.update_in_backward` = true has no effect on the processor: it saves a GPU's memory",
+        )
+        .help("leave it out, or set device to \"cuda\" or \"auto\""));
+    }
     let seed = written.seed.unwrap_or(0);
     if i64::try_from(seed).is_err() {
         return Err(Error::config(format!("`seed` must be below 2^63, not {seed}")));
@@ -229,13 +235,21 @@ fn train(written: WrittenTrain) -> Result<TrainConfig> {
         ))
         .help("leave it out, or raise train.batch_size, which counts the examples of one optimiser step"));
     }
+    let max_grad_norm = not_negative("train.max_grad_norm", written.max_grad_norm.unwrap_or(1.0))?;
+    if written.update_in_backward && max_grad_norm > 0.0 {
+        return Err(Error::config(format!(
+            "`train.update_in_backward` = true does not go with train.max_grad_norm = {max_grad_norm}: the norm of all gradients is \
+             known when all of them are, and most weights have changed by then"
+        ))
+        .help("set train.max_grad_norm = 0, which never clips, or leave update_in_backward out"));
+    }
     Ok(TrainConfig {
         steps,
         epochs,
         batch_size,
         micro_batch_tokens: written.micro_batch_tokens.unwrap_or(2048),
         micro_batch_examples: written.micro_batch_examples,
-        max_grad_norm: not_negative("train.max_grad_norm", written.max_grad_norm.unwrap_or(1.0))?,
+        max_grad_norm,
         weights,
         bf16_update: written.bf16_update,
         eval_every: written.eval_every,
@@ -244,6 +258,7 @@ fn train(written: WrittenTrain) -> Result<TrainConfig> {
         early_stopping: written.early_stopping,
         recompute: written.recompute.unwrap_or(false),
         deterministic: written.deterministic,
+        update_in_backward: written.update_in_backward,
     })
 }
 

@@ -48,6 +48,7 @@ pub(super) struct WrittenTrain {
     pub early_stopping: Option<EarlyStopping>,
     pub recompute: Option<bool>,
     pub deterministic: Option<bool>,
+    pub update_in_backward: bool,
 }
 
 #[derive(Default, Deserialize)]

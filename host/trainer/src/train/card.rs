@@ -41,6 +41,8 @@ pub struct CardOptions {
     pub unordered: bool,
     /// The embedding lies in the host's memory.
     pub offload_embedding: bool,
+    /// Blocks are updated inside the backward pass.
+    pub update_in_backward: bool,
     /// The most that may be taken on the card, in bytes.
     pub vram: Option<u64>,
 }
@@ -54,6 +56,7 @@ impl CardOptions {
             recompute: config.train.recompute,
             unordered: config.train.deterministic == Some(false),
             offload_embedding: config.storage.offload_embedding,
+            update_in_backward: config.train.update_in_backward,
             vram: config.vram.map(|bytes| bytes.0),
         }
     }
@@ -259,7 +262,7 @@ impl Card {
     /// of a tensor by its name. Gives the losses and the gradients' norm before clipping.
     ///
     /// # Errors
-    /// When a batch does not fit the model or the memory, or the loss or a gradient is not finite; nothing was updated then.
+    /// When a batch does not fit the model or the memory, or the loss or a gradient is not finite; nothing was updated then, or what the error says.
     pub fn step(
         &mut self,
         step: u64,
@@ -269,6 +272,15 @@ impl Card {
         max_grad_norm: f64,
     ) -> Result<(LossSum, f64), EngineError> {
         let targets: usize = batches.iter().map(Batch::target_count).sum();
+        let lr = |index: usize| self.decoder.trainables().get(index).map_or(0.0, |trainable| rate(&trainable.name));
+        let updates: Vec<Update> =
+            self.decoder.active().into_iter().map(|index| Update { index, lr: lr(index), weight_decay }).collect();
+        if self.decoder.options().update_in_backward {
+            let [batch] = batches else { return Err(several(batches.len())) };
+            self.decoder.set_dropout(self.optimizer.seed, super::step::pass_count(step, 0));
+            let scale = 1.0 / targets.max(1) as f32;
+            return self.decoder.accumulate_and_update(batch, scale, &self.optimizer, &updates);
+        }
         self.decoder.clear_grads();
         let mut loss = LossSum::default();
         for (i, batch) in batches.iter().enumerate() {
@@ -277,9 +289,6 @@ impl Card {
         }
         let grad_norm = self.decoder.grad_norm()?;
         let clip = super::step::clip(max_grad_norm, grad_norm);
-        let all = self.decoder.active().into_iter();
-        let lr = |index: usize| self.decoder.trainables().get(index).map_or(0.0, |trainable| rate(&trainable.name));
-        let updates: Vec<Update> = all.map(|index| Update { index, lr: lr(index), weight_decay }).collect();
         self.decoder.update(&self.optimizer, &updates, clip as f32)?;
         Ok((loss, grad_norm))
     }
@@ -372,6 +381,15 @@ fn builder(
 ) -> Result<Builder> {
     let settings = settings(&base.inventory, &base.spec, plan, options)?;
     Builder::new(context, &shape(&base.spec), specs, settings).map_err(|error| memory_error(error, "the model", plan))
+}
+
+/// The error for a step of several passes where one is all there can be.
+fn several(passes: usize) -> EngineError {
+    EngineError::Shape {
+        what: "micro-batches of a step that is updated inside the backward pass".into(),
+        expected: "1".into(),
+        found: passes.to_string(),
+    }
 }
 
 fn missing(name: &str) -> Error {

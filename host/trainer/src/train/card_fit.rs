@@ -92,6 +92,8 @@ pub struct Question {
     pub eight_bit_states: bool,
     /// The embedding lies in the host's memory, where it can.
     pub offload_embedding: bool,
+    /// Blocks are updated inside the backward pass.
+    pub update_in_backward: bool,
 }
 
 /// Answers for a shape on a GPU: weights in bf16 or 4 bits.
@@ -102,15 +104,22 @@ pub fn fit_on_card(shape: &Shape, question: Question) -> Result<Fit> {
     let eight_bit = question.eight_bit_states;
     let note = format!(
         "on a GPU, the driver's {} counted: the least that a step takes, weights in bf16, nf4 in blocks of 64 with quantised scales; \
-         gradients in f32; AdamW in {} bits; adapters of rank {RANK}{}. What a card has beyond that goes into speed",
+         gradients in f32{}; AdamW in {} bits; adapters of rank {RANK}{}. What a card has beyond that goes into speed",
         memory(DRIVER_BYTES),
+        if question.update_in_backward { ", a block's at a time" } else { "" },
         if eight_bit { 8 } else { 32 },
         if question.offload_embedding { "; a frozen embedding in the host's memory" } else { "" },
     );
     fit::answer(shape, question.available_bytes, Storage::Bf16, note, |plan, tokens| {
         let offload_embedding =
             question.offload_embedding && card_specs::can_offload(&shape.inventory, &shape.spec, plan).is_ok();
-        let options = CardOptions { eight_bit_states: eight_bit, offload_embedding, ..CardOptions::default() };
+        let update_in_backward = question.update_in_backward;
+        let options = CardOptions {
+            eight_bit_states: eight_bit,
+            offload_embedding,
+            update_in_backward,
+            ..CardOptions::default()
+        };
         let options = card_specs::settings(&shape.inventory, &shape.spec, plan, options)?;
         let mut account = Account::new(shape, plan, options)?;
         let (ids, targets) = (vec![0; tokens], vec![true; tokens]);

@@ -86,6 +86,7 @@ pub(super) fn settings(inventory: &Inventory, spec: &ModelSpec, plan: &Plan, opt
         masters: options.masters,
         unordered: options.unordered,
         embedding_on_host: options.offload_embedding,
+        update_in_backward: options.update_in_backward,
         ..Options::default()
     })
 }

@@ -29,6 +29,8 @@ pub struct Run<'a> {
     pub options: CardOptions,
     /// The batch with the most tokens.
     pub batch: Batch,
+    /// The settings by which blocks would be updated inside the backward pass, where they can.
+    pub offer_update: Option<String>,
 }
 
 /// What the run takes where `available` bytes may be taken on a card of this compute capability; or, at least, what it would.
@@ -108,7 +110,18 @@ pub enum Ways {
 }
 
 /// A setting, and what it makes of a run.
-type Way = (String, Box<dyn Fn(&mut Run<'_>)>);
+struct Way {
+    setting: String,
+    change: Box<dyn Fn(&mut Run<'_>)>,
+    /// Whether it goes with all the others.
+    joins: bool,
+}
+
+impl Way {
+    fn new(setting: impl Into<String>, change: impl Fn(&mut Run<'_>) + 'static) -> Self {
+        Self { setting: setting.into(), change: Box::new(change), joins: true }
+    }
+}
 
 /// Looks for settings with which the run fits into `available` bytes.
 ///
@@ -120,20 +133,20 @@ pub fn ways(run: &Run<'_>, available: u64, capability: (u32, u32)) -> Result<Way
         Ok(forecast(run, available, capability)?.map(|memory| memory.total()))
     };
     let mut fitting = Vec::new();
-    for (setting, change) in &ways {
+    for way in &ways {
         let mut changed = run.clone();
-        change(&mut changed);
+        (way.change)(&mut changed);
         if let Ok(bytes) = taken(&changed)? {
-            fitting.push((setting.clone(), bytes));
+            fitting.push((way.setting.clone(), bytes));
         }
     }
     if !fitting.is_empty() {
         return Ok(Ways::Any(fitting));
     }
     let (mut changed, mut settings, mut least) = (run.clone(), Vec::new(), u64::MAX);
-    for (setting, change) in &ways {
-        change(&mut changed);
-        settings.push(setting.clone());
+    for way in ways.iter().filter(|way| way.joins) {
+        (way.change)(&mut changed);
+        settings.push(way.setting.clone());
         match taken(&changed)? {
             Ok(bytes) => return Ok(Ways::Together(settings, bytes)),
             Err(bytes) => least = bytes,
@@ -148,26 +161,28 @@ fn candidates(run: &Run<'_>) -> Vec<Way> {
     let entries = &run.plan.entries;
     let longest = run.batch.starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0);
     if !run.options.offload_embedding && can_offload(&run.base.inventory, &run.base.spec, &run.plan).is_ok() {
-        ways.push(("storage.offload_embedding = true".into(), Box::new(|run| run.options.offload_embedding = true)));
+        ways.push(Way::new("storage.offload_embedding = true", |run| run.options.offload_embedding = true));
     }
-    if run.batch.starts.len() > 2 {
+    if let (Some(setting), false) = (&run.offer_update, run.options.update_in_backward) {
+        // A step of several examples is one pass or, as the next setting has it, several.
+        let joins = run.batch.starts.len() <= 2;
+        ways.push(Way { joins, ..Way::new(setting, |run| run.options.update_in_backward = true) });
+    }
+    if run.batch.starts.len() > 2 && !run.options.update_in_backward {
         let one = alone(longest);
-        ways.push(("train.micro_batch_examples = 1".into(), Box::new(move |run| run.batch = one.clone())));
+        ways.push(Way::new("train.micro_batch_examples = 1", move |run| run.batch = one.clone()));
     }
     if !run.options.eight_bit_states && entries.iter().any(|entry| entry.treatment == Treatment::Train) {
-        ways.push(("optimizer.name = \"adamw8bit\"".into(), Box::new(|run| run.options.eight_bit_states = true)));
+        ways.push(Way::new("optimizer.name = \"adamw8bit\"", |run| run.options.eight_bit_states = true));
     }
     let trained_wide =
         |treatment: &Treatment, storage: Storage| *treatment == Treatment::Train && storage == Storage::F32;
     if entries.iter().any(|entry| trained_wide(&entry.treatment, entry.storage)) {
-        ways.push((
-            "train.weights = \"bf16\"".into(),
-            Box::new(move |run| {
-                for entry in run.plan.entries.iter_mut().filter(|e| trained_wide(&e.treatment, e.storage)) {
-                    entry.storage = Storage::Bf16;
-                }
-            }),
-        ));
+        ways.push(Way::new("train.weights = \"bf16\"", move |run| {
+            for entry in run.plan.entries.iter_mut().filter(|e| trained_wide(&e.treatment, e.storage)) {
+                entry.storage = Storage::Bf16;
+            }
+        }));
     }
     let packable: Vec<usize> = (run.base.inventory.tensors.iter().zip(entries).enumerate())
         .filter(|(_, (info, entry))| {
@@ -181,23 +196,21 @@ fn candidates(run: &Run<'_>) -> Vec<Way> {
         .collect();
     if !packable.is_empty() {
         let nf4 = Storage::Nf4 { block_size: 64, double_quantization: true };
-        ways.push((
-            "storage.frozen = \"nf4\"".into(),
-            Box::new(move |run| {
-                for index in &packable {
-                    run.plan.entries[*index].storage = nf4;
-                }
-            }),
-        ));
+        ways.push(Way::new("storage.frozen = \"nf4\"", move |run| {
+            for index in &packable {
+                run.plan.entries[*index].storage = nf4;
+            }
+        }));
     }
     for length in [longest / 2, longest / 4].into_iter().filter(|&length| length >= 64) {
         let one = alone(length);
         let documents = run.batch.starts.len() - 1;
         let setting = match documents {
             1 => format!("data.max_length = {length}"),
+            _ if run.options.update_in_backward => format!("data.max_length = {length} with train.batch_size = 1"),
             _ => format!("data.max_length = {length} with train.micro_batch_examples = 1"),
         };
-        ways.push((setting, Box::new(move |run| run.batch = one.clone())));
+        ways.push(Way::new(setting, move |run| run.batch = one.clone()));
     }
     ways
 }

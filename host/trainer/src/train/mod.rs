@@ -75,9 +75,11 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     }
     chosen.tell(observer);
     if chosen.context.is_none() {
-        for (setting, is_set) in
-            [("vram", config.vram.is_some()), ("storage.offload_embedding", config.storage.offload_embedding)]
-        {
+        for (setting, is_set) in [
+            ("vram", config.vram.is_some()),
+            ("storage.offload_embedding", config.storage.offload_embedding),
+            ("train.update_in_backward", config.train.update_in_backward),
+        ] {
             if is_set {
                 observer.on(&Event::Warning(&format!("`{setting}` has no effect on the processor")));
             }

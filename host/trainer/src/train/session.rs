@@ -9,7 +9,7 @@ use super::card::memory_error;
 use super::directory::Claimed;
 use super::picks::Picker;
 use super::prepare::Prepared;
-use super::setup::{dealing, largest_pass, on_card, on_processor};
+use super::setup::{Passes, dealing, on_card, on_processor};
 use super::{RunOptions, Schedule, Stepper, not_finite, pages};
 use crate::checkpoint::State;
 use crate::config::{Config, Length};
@@ -85,10 +85,10 @@ impl<'a> Session<'a> {
             Length::Steps(steps) => steps,
             Length::Epochs(_) => from_the_start.total_steps().unwrap_or(0),
         };
-        let (work, largest) = largest_pass(config, &prepared.train, from_the_start, total_steps);
+        let passes = Passes::of(config, &prepared.train, from_the_start, total_steps);
         let mut stepper = match &chosen.context {
             None => on_processor(config, &prepared, checkpoint.is_some(), observer)?,
-            Some(context) => on_card(context, config, &prepared, &largest, observer)?,
+            Some(context) => on_card(context, config, &prepared, &passes, observer)?,
         };
         prepared.seconds.build = started.elapsed().as_secs_f64();
 
@@ -123,14 +123,14 @@ impl<'a> Session<'a> {
             )));
         }
         state.card_room = room;
-        let predicted = match stepper.forecast(&largest) {
+        let predicted = match stepper.forecast(&passes.largest) {
             Some(forecast) => forecast.map_err(|error| memory_error(error, "training", &prepared.plan))?,
             None => memory::predict(
                 &prepared.plan,
                 &prepared.base.inventory,
                 &prepared.base.spec,
                 memory::States::of(config),
-                work,
+                passes.work,
                 process_bytes,
             ),
         };

@@ -1,4 +1,4 @@
-//! What a sitting starts with: the model on its device with what updates it, and the largest pass that it will see.
+//! What a sitting starts with: the model on its device with what updates it, and what is known of the passes to come.
 
 use liftplan_engine::Batch;
 use liftplan_engine::cuda::Context;
@@ -6,11 +6,11 @@ use liftplan_engine::cuda::Context;
 use super::card::{Card, CardOptions};
 use super::prepare::Prepared;
 use super::{Stepper, build, forecast};
-use crate::Result;
 use crate::config::Config;
 use crate::data::{self, Dataset, Dealing, Sampler};
 use crate::plan::memory::Work;
 use crate::report::{Event, Observer};
+use crate::{Error, Result};
 
 /// The model on the processor, with what updates it.
 pub(super) fn on_processor(
@@ -32,14 +32,21 @@ pub(super) fn on_card(
     context: &Context,
     config: &Config,
     prepared: &Prepared,
-    largest: &Batch,
+    passes: &Passes,
     observer: &mut dyn Observer,
 ) -> Result<Stepper> {
     let (base, plan, options) = (&prepared.base, &prepared.plan, CardOptions::of(config));
-    forecast::check(
-        &forecast::Place::of(context)?,
-        &forecast::Run { base, plan: plan.clone(), options, batch: largest.clone() },
-    )?;
+    let offer_update = match passes.can_update(config, prepared.picker.is_some()) {
+        Err(error) if options.update_in_backward => return Err(error),
+        Err(_) => None,
+        Ok(()) if config.train.max_grad_norm > 0.0 => {
+            Some("train.update_in_backward = true with train.max_grad_norm = 0".to_string())
+        }
+        Ok(()) => Some("train.update_in_backward = true".to_string()),
+    };
+    let batch = passes.largest.clone();
+    let run = forecast::Run { base, plan: plan.clone(), options, batch, offer_update };
+    forecast::check(&forecast::Place::of(context)?, &run)?;
     for note in notes(config) {
         observer.on(&Event::Note(note));
     }
@@ -71,24 +78,112 @@ pub(super) fn dealing(config: &Config) -> Dealing {
     }
 }
 
-/// The largest pass of the run, and its batch: the steps are dealt once more, which costs next to nothing. Of a run of very many
-/// steps the first ones tell.
-pub(super) fn largest_pass(config: &Config, data: &Dataset, mut sampler: Sampler, total_steps: u64) -> (Work, Batch) {
-    const MOST_STEPS: u64 = 10_000;
-    let mut work = Work { tokens: 0, targets: 0, longest: 0, recompute: config.train.recompute };
-    let mut largest = Vec::new();
-    for _ in 0..total_steps.min(MOST_STEPS) {
-        let Some(step) = sampler.next_step() else { break };
-        for micro in &step.micro_batches {
-            let examples = || micro.iter().map(|&i| &data.examples[i]);
-            let tokens: usize = examples().map(|example| example.ids.len()).sum();
-            if tokens > work.tokens {
-                work.tokens = tokens;
-                work.targets = examples().map(|example| example.is_target.iter().filter(|&&t| t).count()).sum();
-                work.longest = examples().map(|example| example.ids.len()).max().unwrap_or(0);
-                largest.clone_from(micro);
+/// What is known of a run's passes before the first.
+pub(super) struct Passes {
+    /// The largest one's size.
+    pub work: Work,
+    /// Its batch.
+    pub largest: Batch,
+    /// The first step, from 1, of more than one micro-batch: how many, and the tokens of all of them.
+    cut: Option<(u64, usize, usize)>,
+}
+
+impl Passes {
+    /// Deals the steps once more, which costs next to nothing. Of a run of very many steps the first ones tell.
+    pub fn of(config: &Config, data: &Dataset, mut sampler: Sampler, total_steps: u64) -> Self {
+        const MOST_STEPS: u64 = 10_000;
+        let mut work = Work { tokens: 0, targets: 0, longest: 0, recompute: config.train.recompute };
+        let (mut largest, mut cut) = (Vec::new(), None);
+        for number in 1..=total_steps.min(MOST_STEPS) {
+            let Some(step) = sampler.next_step() else { break };
+            let mut in_all = 0;
+            for micro in &step.micro_batches {
+                let examples = || micro.iter().map(|&i| &data.examples[i]);
+                let tokens: usize = examples().map(|example| example.ids.len()).sum();
+                in_all += tokens;
+                if tokens > work.tokens {
+                    work.tokens = tokens;
+                    work.targets = examples().map(|example| example.is_target.iter().filter(|&&t| t).count()).sum();
+                    work.longest = examples().map(|example| example.ids.len()).max().unwrap_or(0);
+                    largest.clone_from(micro);
+                }
+            }
+            if step.micro_batches.len() > 1 && cut.is_none() {
+                cut = Some((number, step.micro_batches.len(), in_all));
             }
         }
+        let largest = data::collate(&largest.iter().map(|&i| &data.examples[i]).collect::<Vec<_>>());
+        Self { work, largest, cut }
     }
-    (work, data::collate(&largest.iter().map(|&i| &data.examples[i]).collect::<Vec<_>>()))
+
+    /// Whether blocks can be updated inside the backward pass.
+    ///
+    /// # Errors
+    /// Says why not.
+    fn can_update(&self, config: &Config, revised: bool) -> Result<()> {
+        if revised {
+            return Err(Error::plan(
+                "`train.update_in_backward`: the policy revises its plan by what is measured after a pass, and weights have \
+                 changed by then",
+            )
+            .help("leave train.update_in_backward out"));
+        }
+        let Some((step, count, tokens)) = self.cut else { return Ok(()) };
+        let examples = match config.train.micro_batch_examples {
+            Some(_) => "leave train.micro_batch_examples out, ",
+            None => "",
+        };
+        Err(Error::config(format!(
+            "`train.update_in_backward`: step {step} is cut into {count} micro-batches, whose gradients would have to be added \
+             before an update"
+        ))
+        .help(format!(
+            "{examples}set train.micro_batch_tokens to {} or more, or lower train.batch_size",
+            tokens.next_multiple_of(256)
+        )))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_inside_the_backward_pass_needs_steps_of_one_pass_and_a_plan_that_stays() {
+        let config = |more: &str| {
+            let text =
+                format!("model = \"/m\"\n[data]\ntrain = \"d.jsonl\"\n[policy]\nname = \"full\"\n[train]\n{more}");
+            Config::parse(&text, std::path::Path::new("/nowhere/c.toml"), "c.toml", &[]).unwrap()
+        };
+        let work = Work { tokens: 2048, targets: 9, longest: 512, recompute: false };
+        let passes = |cut| Passes { work, largest: Batch::default(), cut };
+        passes(None).can_update(&config("steps = 5\n"), false).unwrap();
+        for (cut, revised, more, message) in [
+            (
+                Some((3, 2, 5000)),
+                false,
+                "steps = 5\n",
+                "`train.update_in_backward`: step 3 is cut into 2 micro-batches, whose gradients would have to be added before an \
+                 update\n  help: set train.micro_batch_tokens to 5120 or more, or lower train.batch_size",
+            ),
+            (
+                Some((1, 4, 900)),
+                false,
+                "micro_batch_examples = 2\n",
+                "`train.update_in_backward`: step 1 is cut into 4 micro-batches, whose gradients would have to be added before an \
+                 update\n  help: leave train.micro_batch_examples out, set train.micro_batch_tokens to 1024 or more, or lower \
+                 train.batch_size",
+            ),
+            (
+                None,
+                true,
+                "",
+                "`train.update_in_backward`: the policy revises its plan by what is measured after a pass, and weights have changed \
+                 by then\n  help: leave train.update_in_backward out",
+            ),
+        ] {
+            assert_eq!(passes(cut).can_update(&config(more), revised).unwrap_err().to_string(), message);
+        }
+    }
 }

@@ -190,7 +190,8 @@ impl Stepper {
     /// however the tokens are dealt into micro-batches.
     ///
     /// # Errors
-    /// When a batch does not fit the model, or the loss or a gradient is not finite. Nothing was updated then.
+    /// When a batch does not fit the model, or the loss or a gradient is not finite. Nothing was updated then, or what the error
+    /// says.
     pub fn step(&mut self, step: u64, batches: &[Batch], lr: f64) -> Result<StepOutcome> {
         let failed = |error| train_error(error, step);
         let tokens = batches.iter().map(|batch| batch.tokens() as u64).sum();
@@ -331,6 +332,10 @@ fn train_error(error: EngineError, step: u64) -> Error {
     match error {
         EngineError::NotFinite { .. } => Error::train(format!("step {step}: {error}; nothing was updated"))
             .help("lower optimizer.lr, set train.max_grad_norm, or look for damaged rows in the data"),
+        EngineError::NotFiniteAmid { .. } => Error::train(format!("step {step}: {error}")).help(
+            "lower optimizer.lr or look for damaged rows in the data, and go on from the newest checkpoint with --resume; without \
+             train.update_in_backward such a step updates nothing",
+        ),
         EngineError::Pages { .. } => {
             Error::train(format!("step {step}: {error}; the states lie in the run's directory"))
                 .help("free some space there, or set optimizer.name to \"adamw\" or \"adamw8bit\"")
