@@ -97,6 +97,10 @@ differently() {
     name=$1 other=$2 config=$3
     shift 3
     case $other in *"$only"*) ;; *) return ;; esac
+    [ -d "$runs/$name.gpu" ] || {
+        fail "$other: $name was not run"
+        return
+    }
     # shellcheck disable=SC2086
     train "$other.gpu" "$config" "$gpu" "$@" $settings && same "$name.gpu" "$other.gpu" || return
     cp -r "$runs/$other.gpu" "$runs/$other.resumed"
