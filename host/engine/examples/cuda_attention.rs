@@ -194,8 +194,10 @@ mod cuda {
         (off / f64::max(norm, 1.0)).sqrt()
     }
 
-    fn way(context: &Context, unordered: bool) -> &'static str {
-        match (context.fuses(), unordered) {
+    fn way(layer: &Layer) -> &'static str {
+        let once = attention::in_one_pass(&layer.context, &layer.shape, &layer.documents);
+        match (layer.context.fuses(), layer.shape.unordered) {
+            (false, _) if once => "own, in one pass",
             (false, _) => "own",
             (true, false) => "ordered",
             (true, true) => "unordered",
@@ -265,7 +267,7 @@ mod cuda {
         println!(
             "{} {} dim {dim} heads {heads}/{kv_heads} window {window:?} documents {lengths:?}: out {:.1e} lse {:.1e} dq {:.1e} dk {:.1e} dv {:.1e} decode {decode:.1e} {}",
             if right { "ok  " } else { "FAIL" },
-            way(context, unordered),
+            way(&layer),
             errors[0],
             errors[1],
             errors[2],
@@ -292,8 +294,24 @@ mod cuda {
                 failed += usize::from(!case(context, dim, heads, kv_heads, window, lengths, false));
             }
         }
-        // What cuDNN serves, with and without it.
+        // The backward pass in one, which takes more work than the cases above have.
         let fuses = context.fuses();
+        context.set_fuses(false);
+        let many = [1, 2, 17, 64, 65, 127, 300, 1, 193, 128, 130, 77].repeat(11);
+        for dim in [80, 96, 128] {
+            for (heads, kv_heads, window, lengths) in [
+                (8, 2, None, &many[..60]),
+                (6, 2, Some(100), &many[..72]),
+                (4, 4, Some(64), &many[..48]),
+                (3, 1, Some(1), &many[..]),
+                (16, 2, None, &many[..]),
+                (16, 4, None, &[1000; 4]),
+                (8, 4, Some(300), &[2000, 900, 1500, 1000]),
+            ] {
+                failed += usize::from(!case(context, dim, heads, kv_heads, window, lengths, false));
+            }
+        }
+        // What cuDNN serves, with and without it.
         for dim in [64, 80, 96, 128] {
             for (heads, kv_heads, lengths) in
                 [(4, 4, &[256, 256][..]), (4, 1, &[512][..]), (6, 2, &[256, 256, 256][..]), (2, 1, &[1024][..])]
@@ -351,7 +369,7 @@ mod cuda {
                 let operations = (documents * heads * length * length * dim) as f64 * 2.0 / 1e12;
                 println!(
                     "{} dim {dim} heads {heads}/{kv_heads} {documents}×{length}: forward {:.3} ms {:.0}, backward {:.3} ms {:.0}, both {:.0} TFLOP/s",
-                    way(context, unordered),
+                    way(&layer),
                     seconds[0] * 1e3,
                     operations / seconds[0],
                     seconds[1] * 1e3,

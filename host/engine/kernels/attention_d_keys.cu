@@ -1,7 +1,8 @@
 // Causal attention over packed documents, backward, first of two kernels: dK and dV. A block owns ROWS keys of one key
 // head and walks the tiles of TILE queries that see them, of every head of its group, in one order: each number is written
 // once, and the same inputs give the same bits. Scores are made again here and in attention_d_queries.cu, 7 products where
-// one pass with unordered additions into dQ needs 5; nothing goes through memory but inputs and gradients.
+// attention_backward.cu needs 5; nothing goes through memory but inputs and gradients. For all cards but Hopper, other heads
+// than 80 to 128, and where there is too little work for blocks that take all heads of a group.
 //
 // The scores are made turned (keys down, queries across), so that the probabilities leave the tensor cores in the very
 // layout in which the product with d_out takes them, and so do their gradients for the product with q. With D = 256, dK

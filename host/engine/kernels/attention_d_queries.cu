@@ -1,29 +1,6 @@
 // Causal attention over packed documents, backward, second of two kernels: dQ. A block owns ROWS queries of one head and
-// walks the tiles of TILE keys that they see, in one order. attention_rows comes before both kernels and gives
-// {lse·log2 e, Σ out·d_out} of each row and head. Operations: 6·D a visible score. Traffic: q, d_out, dQ once; k and v
+// walks the tiles of TILE keys that they see, in one order. Operations: 6·D a visible score. Traffic: q, d_out, dQ once; k and v
 // once a query tile (from L2 mostly). Measured shares are in host/docs/log.md.
-
-extern "C" __global__ void attention_rows(const bf16* __restrict__ out, long long out_stride,
-                                          const bf16* __restrict__ d_out, long long d_out_stride,
-                                          const float* __restrict__ lse, const int* __restrict__ starts, int documents,
-                                          float2* __restrict__ rows, int heads, int tokens) {
-    int lane = threadIdx.x & 31;
-    long long at = (long long)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);  // token · heads + head
-    if (at >= (long long)heads * tokens) return;
-    out += at / heads * out_stride + at % heads * D;
-    d_out += at / heads * d_out_stride + at % heads * D;
-    float sum = 0.0f;
-    for (int i = lane * 2; i < D; i += 64) {
-        u32 a = *(const u32*)(out + i), b = *(const u32*)(d_out + i);
-        sum += low_of(a) * low_of(b) + high_of(a) * high_of(b);
-    }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
-    if (lane > 0) return;
-    int token = (int)(at / heads), head = (int)(at % heads), document = document_of(starts, documents, token);
-    float log_sum = lse[lse_place(starts[document], starts[document + 1], heads, head, token)];
-    rows[(long long)head * tokens + token] = make_float2(log_sum * LOG2E, sum);
-}
 
 #define KEYS_AT(step) (tiles_at + (step) % STAGES * 2 * TILE_BYTES(TILE))
 #define VALUES_AT(step) (KEYS_AT(step) + TILE_BYTES(TILE))

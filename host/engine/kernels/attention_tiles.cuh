@@ -7,6 +7,7 @@
 //   STAGES  how many steps' tiles are in shared memory at a time
 //   HOPPER  1: wgmma (sm_90a); 0: ldmatrix and mma.sync (sm_80 and later)
 //   COPIERS  128: one more warpgroup that only copies (Hopper); 0: the threads that compute copy
+//   WRITERS  how many of its last threads take results out of shared memory instead of bringing tiles in
 //
 // A tile is R rows of D bf16 numbers, cut into column blocks of 64 numbers (128 bytes). In a column block, row r lies at
 // byte 128·r with its 16-byte pieces permuted by r mod 8: the layout that wgmma calls 128-byte swizzle, and that ldmatrix
@@ -18,7 +19,7 @@
 
 #define THREADS (128 * WGS)          // those that compute
 #define BLOCK_THREADS (THREADS + COPIERS)
-#define LOADERS (COPIERS ? COPIERS : THREADS)
+#define LOADERS (COPIERS ? COPIERS - WRITERS : THREADS)
 #define ROWS (64 * WGS)              // rows of a block's own tile
 #define BLOCKS_OF(d) (((d) + 63) / 64)
 #define CHUNKS (D / 8)               // 16-byte pieces in a row
@@ -52,12 +53,25 @@ static __device__ __forceinline__ int loader() { return COPIERS ? (int)threadIdx
 // Starts copying rows first .. first+R of a [.., stride] matrix into the tile at `to`; rows at or past `end` become zeros.
 template <int R>
 static __device__ __forceinline__ void load_tile(u32 to, const bf16* from, long long stride, int first, int end) {
+    if constexpr (LOADERS % CHUNKS == 0 && R % (LOADERS / CHUNKS) == 0) {
+        // Each thread keeps to its column: addresses are additions.
+        constexpr int PASS = LOADERS / CHUNKS;
+        const int row0 = loader() / CHUNKS, chunk = loader() % CHUNKS, left = end - first - row0;
+        const bf16* at = from + (first + row0) * stride + chunk * 8;
+        const u32 place = to + (chunk >> 3) * (R * 128) + row0 * 128;
 #pragma unroll 4
-    for (int i = loader(); i < R * CHUNKS; i += LOADERS) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
-        u32 at = to + (chunk >> 3) * (R * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
-        bool inside = first + row < end;
-        copy_16(at, from + (inside ? (first + row) * stride + chunk * 8 : 0), inside);
+        for (int row = 0; row < R; row += PASS) {
+            copy_16(place + row * 128 + (((chunk & 7) ^ ((row0 + row) & 7)) << 4), row < left ? at : from, row < left);
+            at += PASS * stride;
+        }
+    } else {
+#pragma unroll 4
+        for (int i = loader(); i < R * CHUNKS; i += LOADERS) {
+            int row = i / CHUNKS, chunk = i % CHUNKS;
+            u32 at = to + (chunk >> 3) * (R * 128) + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
+            bool inside = first + row < end;
+            copy_16(at, from + (inside ? (first + row) * stride + chunk * 8 : 0), inside);
+        }
     }
 }
 
@@ -91,20 +105,33 @@ static __device__ __forceinline__ void arrive(u32 at) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
 
+static __device__ __forceinline__ void make_barrier(u32 at, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
+}
+
+// Once a warp, behind whatever its threads did before.
+static __device__ __forceinline__ void arrive_warp(u32 at) {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) arrive(at);
+}
+
 #define FULL(step) (barriers + (step) % STAGES * 16)
 #define EMPTY(step) (FULL(step) + 8)
 #define BARRIER_BYTES (16 * STAGES)
 
 static __device__ __forceinline__ void make_barriers(u32 barriers) {
     if (threadIdx.x < STAGES) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 128;" ::"r"(FULL(threadIdx.x)) : "memory");
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(EMPTY(threadIdx.x)), "n"(4 * WGS) : "memory");
+        make_barrier(FULL(threadIdx.x), LOADERS);
+        make_barrier(EMPTY(threadIdx.x), 4 * WGS);
     }
     __syncthreads();
 }
 
+// Shared memory that was written by ordinary stores may be read by the tensor cores and by bulk copies.
+static __device__ __forceinline__ void show_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 static __device__ __forceinline__ void announce(u32 full) {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    show_shared();
     arrive(full);
 }
 
@@ -132,15 +159,14 @@ static __device__ __forceinline__ void produce(u32 barriers, int steps, Load loa
     announce(FULL(steps - 1));
 }
 
+static __device__ __forceinline__ void acquire(u32 barriers, int step) { wait_barrier(FULL(step), (step / STAGES) & 1); }
+
 template <class Load>
 static __device__ __forceinline__ void acquire(u32 barriers, int step, int, Load) {
-    wait_barrier(FULL(step), (step / STAGES) & 1);
+    acquire(barriers, step);
 }
 
-static __device__ __forceinline__ void release(u32 barriers, int step) {
-    __syncwarp();
-    if ((threadIdx.x & 31) == 0) arrive(EMPTY(step));
-}
+static __device__ __forceinline__ void release(u32 barriers, int step) { arrive_warp(EMPTY(step)); }
 
 // Registers move from the warpgroup that copies to those that compute, of the 65,536 of a multiprocessor. REGISTERS: how
 // many each computing thread gets.
@@ -216,11 +242,11 @@ static __device__ __forceinline__ u64 descriptor(u32 address, u32 lead) {
 #define S48 S40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define S64 S48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
-// Both operands in shared memory, read along rows.
-#define WGMMA_TILES(n, acc, regs, list, a, b, add, i0, i1, i2)                                                  \
+// Both operands in shared memory, read along rows; along columns with `turned` "1, 1".
+#define WGMMA_TILES(n, acc, regs, list, a, b, add, turned, i0, i1, i2)                                          \
     asm volatile("{.reg .pred p; setp.ne.b32 p, %" i2 ", 0;\n"                                                  \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 " list "}, %" i0 ", %" i1            \
-                 ", p, 1, 1, 0, 0;}"                                                                            \
+                 ", p, 1, 1, " turned ";}"                                                                          \
                  : regs(acc)                                                                                    \
                  : "l"(a), "l"(b), "r"(add))
 
@@ -235,7 +261,8 @@ template <int N>
 struct Wgmma;
 template <>
 struct Wgmma<64> {
-    static __device__ __forceinline__ void tiles(float* c, u64 a, u64 b, int add) { WGMMA_TILES(64, c, A32, S32, a, b, add, "32", "33", "34"); }
+    static __device__ __forceinline__ void tiles(float* c, u64 a, u64 b, int add) { WGMMA_TILES(64, c, A32, S32, a, b, add, "0, 0", "32", "33", "34"); }
+    static __device__ __forceinline__ void turned(float* c, u64 a, u64 b, int add) { WGMMA_TILES(64, c, A32, S32, a, b, add, "1, 1", "32", "33", "34"); }
     static __device__ __forceinline__ void columns(float* c, const u32* a, u64 b) { WGMMA_COLUMNS(64, c, A32, S32, a, b, "32", "33", "34", "35", "36"); }
 };
 template <>
@@ -248,7 +275,7 @@ struct Wgmma<96> {
 };
 template <>
 struct Wgmma<128> {
-    static __device__ __forceinline__ void tiles(float* c, u64 a, u64 b, int add) { WGMMA_TILES(128, c, A64, S64, a, b, add, "64", "65", "66"); }
+    static __device__ __forceinline__ void tiles(float* c, u64 a, u64 b, int add) { WGMMA_TILES(128, c, A64, S64, a, b, add, "0, 0", "64", "65", "66"); }
     static __device__ __forceinline__ void columns(float* c, const u32* a, u64 b) { WGMMA_COLUMNS(128, c, A64, S64, a, b, "64", "65", "66", "67", "68"); }
 };
 
@@ -262,6 +289,14 @@ static __device__ __forceinline__ void product_tiles(float (&acc)[N / 2], u32 a,
         u64 db = descriptor(b + (k >> 2) * (N * 128) + inner, 16);
         Wgmma<N>::tiles(acc, da, db, k > 0);
     }
+}
+
+// acc[64, 64] = Aᵀ · B of two column blocks of R rows, all of which are summed over.
+template <int R>
+static __device__ __forceinline__ void product_turned(float (&acc)[32], u32 a, u32 b) {
+#pragma unroll
+    for (int k = 0; k < R / 16; k++)
+        Wgmma<64>::turned(acc, descriptor(a + k * 2048, R * 128), descriptor(b + k * 2048, R * 128), k > 0);
 }
 
 // B is a tile of RB rows, all of which are summed over.

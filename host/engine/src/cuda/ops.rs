@@ -140,11 +140,17 @@ impl Heads {
         (self.dim / 16).next_power_of_two()
     }
 
-    /// Threads of a block that takes `heads` heads in as few turns as 12 warps can, all of them busy in each.
-    fn threads(&self, heads: usize) -> u32 {
+    /// Threads of a block that takes `heads` heads in as few turns as `most` warps can, all of them busy in each.
+    fn threads(&self, heads: usize, most: usize) -> u32 {
         let warps = heads.div_ceil(32 / self.lanes()).max(1);
-        32 * warps.div_ceil(warps.div_ceil(12)) as u32
+        32 * warps.div_ceil(warps.div_ceil(most)) as u32
     }
+}
+
+/// Blocks of the rotary embedding, which take tokens in turns: a few turns for each, so that each fetches the next
+/// token's numbers while it works.
+fn rope_blocks(context: &Context, tokens: usize) -> usize {
+    tokens.min(8 * context.multiprocessors())
 }
 
 /// Biases, norms and rotation of `from`'s heads into `to`, which may be the same. `table[positions, 2, dim/2]`.
@@ -162,10 +168,11 @@ pub fn rope(
     context.kind(Kind::Rope);
     #[rustfmt::skip]
     let arguments = args![
-        to, from, positions, table, heads.q_norm, heads.k_norm, heads.bias, heads.heads, heads.kv_heads, heads.dim,
-        to.stride(), from.stride(), heads.eps, heads.lanes()
+        to, from, positions, table, heads.q_norm, heads.k_norm, heads.bias, to.rows(), heads.heads, heads.kv_heads,
+        heads.dim, to.stride(), from.stride(), heads.eps, heads.lanes()
     ];
-    let launch = Launch::new(to.rows(), heads.threads(heads.heads + 2 * heads.kv_heads));
+    let threads = heads.threads(heads.heads + 2 * heads.kv_heads, 12);
+    let launch = Launch::new(rope_blocks(context, to.rows()), threads);
     context.launch(&sources::ROPE, &[("PARTS", 0)], "rope_forward", launch, arguments)
 }
 
@@ -196,7 +203,7 @@ pub fn rope_backward(
 ) -> Result<()> {
     context.kind(Kind::Rope);
     let tokens = d.rows();
-    let blocks = if norm_grads.is_some() { tokens.min(ROPE_BLOCKS) } else { tokens };
+    let blocks = rope_blocks(context, tokens).min(ROPE_BLOCKS);
     let parts = norm_grads.as_ref().map(|(_, parts)| *parts);
     #[rustfmt::skip]
     let arguments = args![
@@ -204,7 +211,7 @@ pub fn rope_backward(
         heads.kv_heads, heads.dim, d.stride(), before.stride(), heads.eps, heads.lanes()
     ];
     let sums = [("PARTS", i64::from(norm_grads.is_some()))];
-    let threads = if norm_grads.is_some() { 256 } else { heads.threads(heads.heads + heads.kv_heads) };
+    let threads = if norm_grads.is_some() { 256 } else { heads.threads(heads.heads + heads.kv_heads, 10) };
     context.launch(&sources::ROPE, &sums, "rope_backward", Launch::new(blocks, threads), arguments)?;
     let Some((grads, parts)) = norm_grads else { return Ok(()) };
     for (which, grad) in grads.into_iter().enumerate() {

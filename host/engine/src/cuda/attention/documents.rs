@@ -8,7 +8,7 @@ use crate::error::Result;
 /// Heights of the tiles that kernels own: 64 rows a warpgroup.
 pub(super) const HEIGHTS: [usize; 3] = [64, 128, 192];
 
-/// Numbers that describe a tile: the document's first row and end, the tile's first row, 0.
+/// Numbers that describe a tile: the document's first row and end, the tile's first row, the document.
 const TILE_WORDS: usize = 4;
 
 /// Whether a kernel's tiles are of queries, which look back, or of keys, which are looked at by what follows.
@@ -57,17 +57,17 @@ impl Documents {
         let mut words: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
         words.resize((count + 1).next_multiple_of(TILE_WORDS), 0);
         for height in HEIGHTS {
-            let mut tiles: Vec<[i32; 3]> = Vec::new();
-            for pair in starts.windows(2) {
-                tiles
-                    .extend((pair[0]..pair[1]).step_by(height).map(|row| [pair[0] as i32, pair[1] as i32, row as i32]));
+            let mut tiles: Vec<[i32; TILE_WORDS]> = Vec::new();
+            for (document, pair) in starts.windows(2).enumerate() {
+                let tile = |row: u32| [pair[0] as i32, pair[1] as i32, row as i32, document as i32];
+                tiles.extend((pair[0]..pair[1]).step_by(height).map(tile));
             }
             let padding = tile_count(tokens, count, height) - tiles.len();
             for of in [Of::Queries, Of::Keys] {
-                tiles.sort_by_key(|&[start, end, row]| {
+                tiles.sort_by_key(|&[start, end, row, _]| {
                     std::cmp::Reverse(if of == Of::Keys { end - row } else { row - start })
                 });
-                words.extend(tiles.iter().flat_map(|&[start, end, row]| [start, end, row, 0]));
+                words.extend(tiles.iter().flatten());
                 words.extend(std::iter::repeat_n(0, padding * TILE_WORDS));
             }
         }

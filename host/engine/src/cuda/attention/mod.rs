@@ -29,6 +29,8 @@ pub static SOURCES: &[&Source] = &[
     flash::SOURCES[3],
     flash::SOURCES[4],
     flash::SOURCES[5],
+    flash::SOURCES[6],
+    flash::SOURCES[7],
     &decode::DECODE,
 ];
 
@@ -76,9 +78,14 @@ pub fn forward(context: &Context, shape: &Shape, documents: &Documents, kept: Ke
     }
 }
 
+/// Whether our own backward pass makes all gradients of these documents at once, where cuDNN does not serve.
+pub fn in_one_pass(context: &Context, shape: &Shape, documents: &Documents) -> bool {
+    flash::one_pass(context, shape, documents).is_some()
+}
+
 /// Bytes that [`backward`] needs in its `workspace`.
 pub fn workspace_bytes(context: &Context, shape: &Shape, documents: &Documents) -> usize {
-    let own = flash::workspace_bytes(shape, documents).max(plain::workspace_bytes(shape, documents));
+    let own = flash::workspace_bytes(context, shape, documents).max(plain::workspace_bytes(shape, documents));
     own.max(fused::workspace_bytes(context, shape, documents))
 }
 
