@@ -5,7 +5,7 @@
 use liftplan_engine::Batch;
 use liftplan_engine::cuda::{
     AdapterSpec, Builder, Context, Decoder, Level, ModelShape, MomentFormat, Options, Role, Slot, StepPlan, Storage,
-    TensorSpec, Treatment, Update,
+    TensorSpec, Treatment,
 };
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -32,9 +32,7 @@ fn decoder(storage: Storage, options: Options) -> Decoder {
     let shape = shape();
     let specs = adapted(&shape, storage);
     let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, options).unwrap().finish();
-    let updates: Vec<Update> =
-        (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
-    decoder.prepare(&updates).unwrap();
+    decoder.prepare(&decoder.active()).unwrap();
     decoder
 }
 

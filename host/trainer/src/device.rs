@@ -74,7 +74,7 @@ pub fn choose_like(recorded: Device) -> Result<Chosen> {
 
 /// Fails with the first library that the GPU needs and that cannot be opened.
 fn require_libraries() -> Result<()> {
-    for library in [Library::Driver, Library::CublasLt, Library::Nvrtc] {
+    for library in Library::REQUIRED {
         library.require().map_err(|error| {
             Error::config(error.to_string())
                 .help("`liftplan doctor` lists what is missing; device = \"cpu\" needs none of it")
@@ -146,7 +146,7 @@ pub fn survey() -> Survey {
             LibraryState {
                 name: format!("lib{}", library.name()),
                 present: missing.is_none(),
-                optional: *library == Library::Cudnn,
+                optional: !Library::REQUIRED.contains(library),
                 help: missing.map(|error| match error {
                     liftplan_engine::EngineError::MissingLibrary { help, .. } => help,
                     other => other.to_string(),

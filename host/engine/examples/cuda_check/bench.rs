@@ -216,9 +216,7 @@ pub fn plans(names: &str, unordered: bool) {
         let options = row.options(unordered);
         let context = Context::dry((9, 0));
         let mut decoder = Builder::new(&context, &shape, &specs(&shape, row.method), options).unwrap().finish();
-        let updates: Vec<Update> =
-            (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
-        decoder.prepare(&updates).unwrap();
+        decoder.prepare(&decoder.active()).unwrap();
         decoder.set_budget(Some(((row.budget - taken) * (1_u64 << 30) as f64) as usize));
         let batch = batch(&shape, [row.sequence, row.batch], 0);
         match decoder.choose_plan(&batch) {
@@ -281,7 +279,7 @@ fn measure(context: &Context, row: &Row, shape: &ModelShape, decoder: &mut Decod
         (0..decoder.trainables().len()).map(|index| Update { index, lr: 1e-4, weight_decay: 0.0 }).collect();
     let trained: usize = decoder.trainables().iter().map(|trainable| trainable.len()).sum();
     let batches: Vec<Batch> = (0..4).map(|seed| batch(shape, [row.sequence, row.batch], seed)).collect();
-    if let Err(error) = decoder.prepare(&updates) {
+    if let Err(error) = decoder.prepare(&decoder.active()) {
         println!("| {} | {error} |", row.name);
         return false;
     }

@@ -85,7 +85,7 @@ impl Context {
     /// # Errors
     /// When a library is missing, there is no such card, or it is older than compute capability 8.0.
     pub fn new(ordinal: usize) -> Result<Self> {
-        for library in [Library::Driver, Library::CublasLt, Library::Nvrtc] {
+        for library in Library::REQUIRED {
             library.require()?;
         }
         let count = devices()?;
@@ -181,7 +181,6 @@ impl Context {
     }
 
     /// Runs `work` without computing anything: what it allocates from an arena is counted, what it queues is not.
-    #[allow(dead_code)]
     pub(crate) fn dry_run<T>(&self, work: impl FnOnce() -> T) -> T {
         let before = self.0.dry.swap(true, Ordering::Relaxed);
         let out = work();

@@ -126,8 +126,8 @@ impl Decoder {
             });
         }
         self.context.bind()?;
-        self.prepare(updates)?;
         let (all, named) = (self.active(), order(&self.trainables, updates));
+        self.prepare(&named)?;
         let mut descriptors: BTreeMap<usize, Descriptor> =
             all.iter().map(|&index| (index, descriptor(&self.trainables[index]))).collect();
         for update in updates {

@@ -16,8 +16,11 @@ pub enum Library {
 }
 
 impl Library {
-    /// All of them; cuDNN, which makes attention faster, is the only one that the engine can do without.
+    /// All of them.
     pub const ALL: [Self; 4] = [Self::Driver, Self::CublasLt, Self::Nvrtc, Self::Cudnn];
+
+    /// Those that the engine can't do without: cuDNN only makes attention faster.
+    pub const REQUIRED: [Self; 3] = [Self::Driver, Self::CublasLt, Self::Nvrtc];
 
     /// Its file's name without `lib` and `.so`.
     pub fn name(self) -> &'static str {

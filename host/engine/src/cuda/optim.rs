@@ -289,14 +289,14 @@ impl Decoder {
         self.context.launch(&ADAMW, &[("MOMENTS", 32)], "stop_if_not_finite", Launch::new(1, 1024), arguments)
     }
 
-    /// Makes the moments and tables that [`Decoder::update`] needs, so that their memory is known before the first step.
+    /// Makes the moments and tables that [`Decoder::update`] of these trainables, in the model's order, needs, so that their
+    /// memory is known before the first step.
     ///
     /// # Errors
     /// When there is no memory.
-    pub fn prepare(&mut self, updates: &[Update]) -> Result<()> {
+    pub fn prepare(&mut self, of: &[usize]) -> Result<()> {
         self.context.bind()?;
-        let of = order(&self.trainables, updates);
-        for &index in &of {
+        for &index in of {
             self.trainables[index].make_moments(&mut self.slab, self.options.moments)?;
         }
         let all = self.active();
@@ -305,7 +305,7 @@ impl Decoder {
         if self.options.update_in_backward {
             self.make_stop()?;
         }
-        for (_, of) in self.by_format(&of) {
+        for (_, of) in self.by_format(of) {
             self.tables(&of)?;
         }
         Ok(())
@@ -319,10 +319,11 @@ impl Decoder {
         self.expect_own_gradients()?;
         self.context.bind()?;
         self.settle_grads()?;
-        self.prepare(updates)?;
+        let of = order(&self.trainables, updates);
+        self.prepare(&of)?;
         self.keep_values()?;
         let settings: BTreeMap<usize, Update> = updates.iter().map(|update| (update.index, *update)).collect();
-        for (format, of) in self.by_format(&order(&self.trainables, updates)) {
+        for (format, of) in self.by_format(&of) {
             let mut descriptors = Vec::with_capacity(of.len());
             for update in of.iter().filter_map(|index| settings.get(index)) {
                 self.trainables[update.index].updates += 1;

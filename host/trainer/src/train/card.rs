@@ -6,6 +6,7 @@ use liftplan_engine::cuda::{self, Builder, Context, TensorSpec, Update};
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamWOptions};
 use liftplan_engine::{Batch, EngineError};
+use rayon::prelude::*;
 
 use super::AdapterNames;
 use super::build::initial_a;
@@ -15,6 +16,7 @@ use super::card_specs::{settings, shape, specs};
 use crate::checkpoint::{NamedTensor, TensorData, TensorFile};
 use crate::config::{Bf16Update, Config};
 use crate::model::BaseModel;
+use crate::model::inventory::TensorInfo;
 use crate::plan::memory::Memory;
 use crate::plan::{Plan, Storage, Treatment};
 use crate::report::{Event, Observer};
@@ -91,10 +93,7 @@ impl Card {
         options: CardOptions,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let mut frozen = plan.clone();
-        for entry in frozen.entries.iter_mut().filter(|entry| entry.treatment == Treatment::Train) {
-            entry.treatment = Treatment::Frozen;
-        }
+        let (frozen, _) = without_whole(plan);
         let mut card = Self::with(context, base, &frozen, seed, options, None, observer)?;
         card.adopt(base, plan)?;
         card.decoder.watch(true);
@@ -113,12 +112,7 @@ impl Card {
         trained: &TensorFile,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let mut plan = plan.clone();
-        let mut whole = BTreeSet::new();
-        for entry in plan.entries.iter_mut().filter(|entry| entry.treatment == Treatment::Train) {
-            entry.treatment = Treatment::Frozen;
-            whole.insert(entry.tensor.clone());
-        }
+        let (plan, whole) = without_whole(plan);
         let mut card = Self::with(context, base, &plan, 0, options, Some((trained, &whole)), observer)?;
         card.load(trained)?;
         Ok(card)
@@ -142,28 +136,31 @@ impl Card {
                 Some((file, _)) => load_trained(&mut builder, file, info, spec.slot)?,
                 None => load(&mut builder, base, info, entry, spec.slot)?,
             }
-            match &entry.treatment {
-                Treatment::Frozen => {}
-                Treatment::Train => {
-                    files.insert(info.name.clone(), (info.shape.clone(), entry.storage));
-                }
-                Treatment::Adapt(adapter) => {
-                    let [out, input] = *info.shape.as_slice() else {
-                        return Err(Error::internal(format!("`{}` is no matrix", info.name)));
-                    };
-                    let names = AdapterNames::of(&info.name);
-                    let a = initial_a(adapter.rank, input, seed, i as u32);
-                    for (name, shape, values) in [
-                        (names.a, vec![adapter.rank, input], a),
-                        (names.b, vec![out, adapter.rank], vec![0.0; out * adapter.rank]),
-                    ] {
-                        let index = builder.trainable(&name).ok_or_else(|| missing(&name))?;
-                        builder.set_trainable(index, &values).map_err(failed)?;
-                        files.insert(name, (shape, Storage::F32));
-                    }
-                }
+            if entry.treatment == Treatment::Train {
+                files.insert(info.name.clone(), (info.shape.clone(), entry.storage));
             }
             observer.on(&Event::Progress { unit: "tensors", done: i as u64 + 1, total });
+        }
+        // Adapters behind all weights: each of their copies is waited for, and their numbers are drawn on all cores.
+        let adapted = base.inventory.tensors.iter().zip(&plan.entries).enumerate();
+        let adapted = adapted.filter_map(|(i, (info, entry))| match (&entry.treatment, info.shape.as_slice()) {
+            (Treatment::Adapt(adapter), &[out, input]) => Some(Ok((i as u32, info, [adapter.rank, out, input]))),
+            (Treatment::Adapt(_), _) => Some(Err(Error::internal(format!("`{}` is no matrix", info.name)))),
+            (Treatment::Frozen | Treatment::Train, _) => None,
+        });
+        let adapted = adapted.collect::<Result<Vec<_>>>()?;
+        let initial = |&(i, _, [rank, _, input]): &(u32, &TensorInfo, [usize; 3])| initial_a(rank, input, seed, i);
+        for some in adapted.chunks(rayon::current_num_threads()) {
+            let drawn: Vec<Vec<f32>> = some.par_iter().map(initial).collect();
+            for (&(_, info, [rank, out, input]), a) in some.iter().zip(drawn) {
+                let names = AdapterNames::of(&info.name);
+                let b = vec![0.0; out * rank];
+                for (name, shape, values) in [(names.a, vec![rank, input], a), (names.b, vec![out, rank], b)] {
+                    let index = builder.trainable(&name).ok_or_else(|| missing(&name))?;
+                    builder.set_trainable(index, &values).map_err(failed)?;
+                    files.insert(name, (shape, Storage::F32));
+                }
+            }
         }
         Ok(Self::of(builder, files, seed, options))
     }
@@ -219,9 +216,7 @@ impl Card {
     /// # Errors
     /// When there is no memory for the states, or the device fails.
     pub fn prepare(&mut self, room: Option<u64>) -> Result<u64, EngineError> {
-        let all = self.decoder.active().into_iter();
-        let updates: Vec<Update> = all.map(|index| Update { index, lr: 0.0, weight_decay: 0.0 }).collect();
-        self.decoder.prepare(&updates)?;
+        self.decoder.prepare(&self.decoder.active())?;
         let found = self.decoder.settle_room()?;
         if let Some(room) = room.filter(|&room| (room as usize) < found) {
             self.decoder.set_room(room as usize);
@@ -354,6 +349,16 @@ impl Card {
     pub fn set_states(&mut self, states: BTreeMap<String, optim::State>) -> Result<()> {
         self.decoder.set_states(states).map_err(failed)
     }
+}
+
+/// A plan in which what trains whole is frozen, and the names of what that was.
+fn without_whole(plan: &Plan) -> (Plan, BTreeSet<String>) {
+    let (mut plan, mut whole) = (plan.clone(), BTreeSet::new());
+    for entry in plan.entries.iter_mut().filter(|entry| entry.treatment == Treatment::Train) {
+        entry.treatment = Treatment::Frozen;
+        whole.insert(entry.tensor.clone());
+    }
+    (plan, whole)
 }
 
 /// What a pass over `batch` with so many bytes of activations takes, the model included, by kind.

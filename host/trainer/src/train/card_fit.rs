@@ -3,11 +3,12 @@
 //! In: a shape and the card's memory. Out: what `plan::fit` answers, with the least that a step takes by the engine's own count:
 //! the step itself, run dry. A card with more than that keeps more, and is faster.
 
-use liftplan_engine::cuda::{Builder, Context, Decoder, Options, StepPlan, Update};
+use liftplan_engine::cuda::{Builder, Context, Decoder, Options, StepPlan};
 use liftplan_engine::{Batch, EngineError};
 
 use super::card::{CardOptions, by_kind};
 use super::card_specs;
+use super::forecast::alone;
 use crate::model::shapes::Shape;
 use crate::plan::fit::{self, Fit, RANK};
 use crate::plan::memory::Memory;
@@ -38,9 +39,7 @@ impl Account {
         let context = Context::dry(CAPABILITY);
         let builder = Builder::new(&context, &card_specs::shape(&shape.spec), &specs, options).map_err(failed)?;
         let mut decoder = builder.finish();
-        let all = 0..decoder.trainables().len();
-        let updates: Vec<Update> = all.map(|index| Update { index, lr: 0.0, weight_decay: 0.0 }).collect();
-        decoder.prepare(&updates).map_err(failed)?;
+        decoder.prepare(&decoder.active()).map_err(failed)?;
         Ok(Self { decoder })
     }
 
@@ -122,8 +121,7 @@ pub fn fit_on_card(shape: &Shape, question: Question) -> Result<Fit> {
         };
         let options = card_specs::settings(&shape.inventory, &shape.spec, plan, options)?;
         let mut account = Account::new(shape, plan, options)?;
-        let (ids, targets) = (vec![0; tokens], vec![true; tokens]);
-        let batch = Batch::pack([(ids.as_slice(), targets.as_slice())]);
+        let batch = alone(tokens);
         let activations = account.least_bytes(&batch)?;
         let memory = by_kind(&account.decoder, &batch, activations);
         Ok(Memory { process_bytes: memory.process_bytes + DRIVER_BYTES, ..memory })

@@ -216,7 +216,7 @@ fn candidates(run: &Run<'_>) -> Vec<Way> {
 }
 
 /// One example of so many tokens, all of which count.
-fn alone(tokens: usize) -> Batch {
+pub(super) fn alone(tokens: usize) -> Batch {
     let (ids, targets) = (vec![0; tokens], vec![true; tokens]);
     Batch::pack([(ids.as_slice(), targets.as_slice())])
 }

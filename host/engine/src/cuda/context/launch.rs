@@ -110,7 +110,6 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// `blocks` blocks of `block` threads.
-    #[allow(dead_code)]
     pub fn new(blocks: usize, block: u32) -> Self {
         Self { grid: [blocks as u32, 1, 1], block, shared: 0 }
     }
