@@ -297,6 +297,14 @@ extern "C" __global__ void scaled_copy(bf16* copy, const float* master, u64 elem
     copy[row * stride + (at - row * cols)] = bf16_of(master[at] * scale);
 }
 
+// wide = narrow[rows, cols] with a stride: the optimiser's finer numbers before the first step.
+extern "C" __global__ void widened(float* wide, const bf16* narrow, u64 elements, int cols, int stride) {
+    u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= elements) return;
+    u64 row = at / cols;
+    wide[at] = f32_of(narrow[row * stride + (at - row * cols)]);
+}
+
 // Standard normal numbers times `spread` (Box and Muller), into f32 or bf16.
 extern "C" __global__ void random_normal(
     float* wide, bf16* narrow, u64 elements, int cols, int stride, float spread, u64 seed, u32 purpose) {

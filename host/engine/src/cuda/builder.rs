@@ -17,13 +17,15 @@ use super::optim::Optimizer;
 use super::packed::Packed;
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot, TensorSpec};
+use super::staging::Staging;
 use crate::error::{EngineError, Result, expect_shape};
 
 /// A model whose weights are being loaded.
 #[derive(Debug)]
 pub struct Builder {
-    decoder: Decoder,
+    pub(super) decoder: Decoder,
     scratch: Option<Buffer>,
+    pub(super) staging: Staging,
 }
 
 /// Where a weight lies.
@@ -95,7 +97,7 @@ impl Builder {
             dropout: (0, 0),
             fresh: true,
         };
-        Ok(Self { decoder, scratch: None })
+        Ok(Self { decoder, scratch: None, staging: Staging::default() })
     }
 
     /// Copies a weight to its place, packing it if it is to be kept in 4 bits.
@@ -153,7 +155,8 @@ impl Builder {
         }
     }
 
-    fn scratch(&mut self, rows: usize, cols: usize) -> Result<(View<bf16>, View<f32>)> {
+    /// Memory for a whole weight in bf16, and for a number for each block of its packed form.
+    pub(super) fn scratch(&mut self, rows: usize, cols: usize) -> Result<(View<bf16>, View<f32>)> {
         let (weight, blocks) = (rows * cols * 2, rows * cols / nf4::BLOCK + 1);
         let bytes = weight.next_multiple_of(256) + blocks * 4;
         if self.scratch.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
@@ -233,7 +236,11 @@ impl Builder {
 
     /// The model, loaded.
     pub fn finish(self) -> Decoder {
-        self.decoder
+        let Self { decoder, scratch, staging } = self;
+        // The copies end before what they go through does.
+        drop(staging);
+        drop(scratch);
+        decoder
     }
 }
 

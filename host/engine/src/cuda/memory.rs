@@ -181,6 +181,14 @@ impl Context {
         self.copy_2d(to, from.as_ptr().cast_mut(), true)
     }
 
+    /// Queues a copy of numbers of the host, which lie without gaps in page-locked memory that stays as it is until the copy has
+    /// ended.
+    pub(crate) fn queue_upload<T: Element>(&self, to: View<T>, from: *mut std::ffi::c_void) -> Result<()> {
+        let bytes = size_of::<T>();
+        let device = Side::Device(to.ptr(), to.stride() * bytes);
+        self.queue_copy(device, Side::Host(from, to.cols() * bytes), [to.rows(), to.cols() * bytes])
+    }
+
     /// Copies numbers of the host to the device beside the queued work, and waits for the copy only. Nothing that is
     /// queued may use the view.
     ///

@@ -45,6 +45,7 @@ mod locked;
 mod loss;
 mod offload;
 mod retrain;
+mod staging;
 mod states;
 mod step;
 mod tuning;
@@ -60,5 +61,7 @@ pub use memory::{Buffer, View};
 pub use optim::Update;
 pub use plan::StepPlan;
 pub use profile::Kind;
+
 pub use spec::{AdapterSpec, ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
+pub use staging::Upload;
 pub use trainable::{MomentFormat, Trainable};

@@ -25,8 +25,9 @@ pub(crate) struct Offload {
     fetched: Vec<Event>,
 }
 
+/// A point in a stream's work.
 #[derive(Debug)]
-struct Event(sys::CUevent);
+pub(super) struct Event(sys::CUevent);
 
 // SAFETY: an event is a handle that any thread may use while its context is current.
 unsafe impl Send for Event {}
@@ -39,14 +40,21 @@ impl Drop for Event {
 }
 
 impl Event {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         Ok(Self(check("make an event", result::event::create(flags))?))
     }
 
-    fn record(&self, stream: sys::CUstream) -> Result<()> {
+    /// Notes the point that a stream's queued work has come to.
+    pub(super) fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: event and stream are valid.
         check("record an event", unsafe { result::event::record(self.0, stream) })
+    }
+
+    /// Waits until a point that was noted is reached; returns at once if none was.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        // SAFETY: the event is valid.
+        check("wait for an event", unsafe { result::event::synchronize(self.0) })
     }
 
     fn wait(&self, stream: sys::CUstream) -> Result<()> {

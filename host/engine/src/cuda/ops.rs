@@ -312,6 +312,17 @@ pub fn scaled_copy(context: &Context, copy: View<bf16>, master: View<f32>, scale
     )
 }
 
+/// Queues `wide = narrow`, whose rows may lie apart.
+///
+/// # Errors
+/// When the launch fails.
+pub fn widened(context: &Context, wide: View<f32>, narrow: View<bf16>) -> Result<()> {
+    context.kind(Kind::Other);
+    let arguments = args![wide, narrow, wide.len() as u64, narrow.cols(), narrow.stride()];
+    let launch = Launch::new(wide.len().div_ceil(256), 256);
+    context.launch(&sources::ADAMW, &[("MOMENTS", 32)], "widened", launch, arguments)
+}
+
 /// Where [`random_normal`] writes.
 #[derive(Clone, Copy, Debug)]
 pub enum Filled {

@@ -120,6 +120,22 @@ impl BaseModel {
         self.weights.read(name)
     }
 
+    /// Whether a tensor's bytes in its file are its elements in bf16, in row-major order.
+    ///
+    /// # Errors
+    /// As [`BaseModel::read`].
+    pub fn is_plain_bf16(&self, name: &str) -> Result<bool> {
+        self.weights.is_plain_bf16(name)
+    }
+
+    /// Copies a tensor's bytes from `start` on to `to`, which they fill.
+    ///
+    /// # Errors
+    /// As [`BaseModel::read`], and when the file can't be read.
+    pub fn read_bytes(&self, name: &str, start: usize, to: &mut [u8]) -> Result<()> {
+        self.weights.read_bytes(name, start, to)
+    }
+
     /// Reads one tensor's elements as f32, in row-major order, whatever it's stored as.
     ///
     /// # Errors

@@ -144,6 +144,21 @@ impl Weights {
         tensor
     }
 
+    /// Whether a tensor's bytes are its elements in bf16, in row-major order.
+    pub fn is_plain_bf16(&self, name: &str) -> Result<bool> {
+        let stored = self.get(name)?;
+        Ok(stored.encoding == Encoding::BF16 && stored.interleaved_heads.is_none())
+    }
+
+    /// Copies a tensor's bytes from `start` on to `to`, which they fill, without keeping them in memory.
+    pub fn read_bytes(&self, name: &str, start: usize, to: &mut [u8]) -> Result<()> {
+        let stored = self.get(name)?;
+        if start + to.len() > stored.range.1 {
+            return Err(Error::internal(format!("tensor `{name}` has no byte {}", start + to.len() - 1)));
+        }
+        self.file(stored).read(stored.range.0 + start, to)
+    }
+
     /// One tensor's elements as f32, in row-major order.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let stored = self.get(name)?;

@@ -28,6 +28,15 @@ pub(super) fn load(
     {
         return builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit);
     }
+    if !matches!(entry.storage, Storage::Int8)
+        && base.is_plain_bf16(&info.name)?
+        && let Some(mut upload) = builder.upload(slot).map_err(fit)?
+    {
+        while let Some((start, piece)) = upload.next_piece().map_err(fit)? {
+            base.read_bytes(&info.name, start, piece)?;
+        }
+        return upload.finish().map_err(fit);
+    }
     // The card packs what is bf16, which is what it reads. The rest is packed here, so that its codes are those of its own numbers.
     let storage = match entry.storage {
         Storage::Nf4 { .. } if info.dtype == "bf16" => Storage::Bf16,
