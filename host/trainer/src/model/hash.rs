@@ -9,8 +9,10 @@
 //! [`STRETCH`] bytes spread evenly from its first byte to its last. Training or merging an adapter changes nearly every
 //! element of a tensor, so the samples see it; a change of single rows in a large embedding can be missed.
 
+use rayon::prelude::*;
+
 use super::inventory::Inventory;
-use super::weights::Weights;
+use super::weights::{Stored, Weights};
 use crate::hash::Hasher;
 
 /// Tensors of at most so many bytes are hashed whole.
@@ -24,9 +26,11 @@ const STRETCH: usize = 1024;
 pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
     let mut hasher = Hasher::default();
     hasher.update(b"liftplan weights 1\0");
-    for tensor in &inventory.tensors {
-        let Some(stored) = weights.tensors().get(&tensor.name) else { continue };
-        let bytes = weights.bytes(stored);
+    let stored: Vec<_> =
+        inventory.tensors.iter().filter_map(|t| weights.tensors().get(&t.name).map(|stored| (t, stored))).collect();
+    // Read on all cores: from a disk, each sample is a wait of its own.
+    let read: Vec<_> = stored.par_iter().map(|(_, stored)| samples(weights, stored)).collect();
+    for ((tensor, stored), samples) in stored.into_iter().zip(read) {
         for more in weights.more_bytes(stored) {
             hasher.update(more);
         }
@@ -38,18 +42,20 @@ pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
         for &dimension in &tensor.shape {
             hasher.update((dimension as u64).to_le_bytes());
         }
-        hasher.update((bytes.len() as u64).to_le_bytes());
-        if bytes.len() <= WHOLE {
-            hasher.update(bytes);
-            weights.release(stored);
-            continue;
-        }
-        let last = bytes.len() - STRETCH;
-        for sample in 0..SAMPLES {
-            let start = last / (SAMPLES - 1) * sample + last % (SAMPLES - 1) * sample / (SAMPLES - 1);
-            hasher.update(&bytes[start..start + STRETCH]);
-        }
+        hasher.update((weights.bytes(stored).len() as u64).to_le_bytes());
+        hasher.update(samples);
         weights.release(stored);
     }
     hasher.finish()
+}
+
+/// The bytes of a tensor that are hashed, one behind the other.
+fn samples(weights: &Weights, stored: &Stored) -> Vec<u8> {
+    let bytes = weights.bytes(stored);
+    if bytes.len() <= WHOLE {
+        return bytes.to_vec();
+    }
+    let last = bytes.len() - STRETCH;
+    let start = |sample: usize| last / (SAMPLES - 1) * sample + last % (SAMPLES - 1) * sample / (SAMPLES - 1);
+    (0..SAMPLES).flat_map(|sample| &bytes[start(sample)..][..STRETCH]).copied().collect()
 }
