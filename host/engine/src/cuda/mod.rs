@@ -43,6 +43,7 @@ mod inputs;
 mod layout;
 mod locked;
 mod loss;
+mod observe;
 mod offload;
 mod retrain;
 mod staging;

@@ -1,29 +1,31 @@
 //! Measurements for policies: the model as it was before training, on the batches that a run would begin with.
 //!
 //! In: the base model, the training data, the weights' own statistics. Out: a [`Statistics`] that answers for data too.
-//! The model is built when the first measurement is asked for, with nothing that trains. Gradients of frozen weights are
-//! computed one block at a time, so that no more memory is needed than for one block that trains.
+//! The model is built when the first measurement is asked for, with nothing that trains, on the run's device ([`host`],
+//! [`card`]). Gradients of frozen weights are computed one block at a time, so that no more memory is needed than for one
+//! block that trains.
+
+mod card;
+mod host;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use liftplan_engine::decoder::LossSum;
 use liftplan_engine::mat::Mat;
 use liftplan_engine::observe::Seen;
-use liftplan_engine::{Batch, Decoder, EngineError, Keep, Param, StepOptions};
+use liftplan_engine::{Batch, EngineError};
 
-use super::build;
-use super::prepare::untouched;
 use super::setup::dealing;
 use crate::config::Config;
 use crate::data::{self, Dataset, Sampler, SamplerOptions};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
-use crate::policy::storage_of;
-use crate::report::{Event, Observer, Silent};
+use crate::report::{Event, Observer};
 use crate::stats::{Calibration, ElementStatistics, ModelStatistics, Statistics, round_score};
-use crate::{Error, Result};
+use crate::{Error, Result, device};
 
 /// The statistics of a model, on `data` too.
 pub struct Measured<'a> {
@@ -73,25 +75,66 @@ impl Statistics for Measured<'_> {
             epochs: None,
         };
         let mut sampler = Sampler::new(lengths, options)?;
-        let mut all = Vec::with_capacity(batches);
+        let mut all: Vec<Vec<Batch>> = Vec::with_capacity(batches);
         for _ in 0..batches {
             let Some(step) = sampler.next_step() else { break };
             let collate =
                 |micro: &Vec<usize>| data::collate(&micro.iter().map(|&i| &self.data.examples[i]).collect::<Vec<_>>());
             all.push(step.micro_batches.iter().map(collate).collect());
         }
-        let plan = untouched(self.base, storage_of(self.config.train.weights));
-        let decoder = RefCell::new(build(self.base, &plan, self.config.seed, &mut Silent)?);
+        let model = RefCell::new(self.model(&all)?);
         let measurements: Rc<dyn Calibration> =
-            Rc::new(Measurements { decoder, batches: all, forward: OnceCell::new(), gradients: OnceCell::new() });
+            Rc::new(Measurements { model, batches: all, forward: OnceCell::new(), gradients: OnceCell::new() });
         self.known.borrow_mut().insert(batches, measurements.clone());
         Ok(measurements)
     }
 }
 
+impl Measured<'_> {
+    /// The model with nothing that trains: on the run's device, where that is there and holds it, else on the processor.
+    fn model(&self, batches: &[Vec<Batch>]) -> Result<Box<dyn Measurable>> {
+        let warn = |why: &str| {
+            self.weights.tell(&Event::Warning(&format!("measuring the model on data on the processor: {why}")));
+        };
+        match device::choose(self.config.device) {
+            Ok(chosen) => {
+                if let Some(context) = &chosen.context {
+                    let longest = batches.iter().flatten().max_by_key(|batch| batch.tokens());
+                    match card::OnCard::fits(context, self.base, self.config, longest)? {
+                        Ok(()) => return Ok(Box::new(card::OnCard::new(context, self.base, self.config)?)),
+                        Err(why) => warn(&why),
+                    }
+                }
+            }
+            Err(error) => warn(error.message()),
+        }
+        Ok(Box::new(host::OnHost::new(self.base, self.config)?))
+    }
+}
+
+/// A model in which groups of weights can be given gradients, one group at a time.
+trait Measurable {
+    /// How many blocks it has.
+    fn blocks(&self) -> usize;
+    /// How many groups: together they are all of its weights.
+    fn groups(&self) -> usize;
+    /// Gives a group gradients, or takes them away.
+    fn set_trained(&mut self, group: usize, trained: bool) -> Result<(), EngineError>;
+    /// The gradients of `grad_scale` times the micro-batches' losses, in place of those before.
+    fn differentiate(&mut self, micro_batches: &[Batch], grad_scale: f32) -> Result<(), EngineError>;
+    /// Shows the names and gradients of what has them.
+    fn gradients(&self, see: &mut dyn FnMut(&str, &[f32])) -> Result<(), EngineError>;
+    /// Shows their values, in the same order.
+    fn values(&self, see: &mut dyn FnMut(&str, &[f32])) -> Result<(), EngineError>;
+    /// The losses of the target tokens, with all blocks or without one.
+    fn loss(&mut self, batch: &Batch, without: Option<usize>) -> Result<LossSum, EngineError>;
+    /// Shows what flows through the blocks.
+    fn observe(&mut self, batch: &Batch, see: &mut dyn FnMut(Seen<'_>)) -> Result<(), EngineError>;
+}
+
 /// The model and the batches, each batch as its micro-batches; what was measured so far.
 struct Measurements {
-    decoder: RefCell<Decoder>,
+    model: RefCell<Box<dyn Measurable>>,
     batches: Vec<Vec<Batch>>,
     forward: OnceCell<Forward>,
     gradients: OnceCell<BTreeMap<String, Gradient>>,
@@ -117,10 +160,11 @@ impl Measurements {
         self.batches.iter().flatten()
     }
 
-    fn mean_loss(&self, decoder: &Decoder) -> Result<f64> {
+    fn mean_loss(&self, without: Option<usize>) -> Result<f64> {
         let (mut sum, mut targets) = (0.0, 0);
+        let mut model = self.model.borrow_mut();
         for batch in self.micro_batches() {
-            let loss = decoder.loss(batch).map_err(broken)?;
+            let loss = model.loss(batch, without).map_err(broken)?;
             sum += loss.sum;
             targets += loss.targets;
         }
@@ -131,8 +175,8 @@ impl Measurements {
         if let Some(forward) = self.forward.get() {
             return Ok(forward);
         }
-        let decoder = self.decoder.borrow();
-        let mut cosines = vec![0.0; decoder.blocks.len()];
+        let mut model = self.model.borrow_mut();
+        let mut cosines = vec![0.0; model.blocks()];
         let mut inputs: BTreeMap<String, [f64; 4]> = BTreeMap::new();
         let mut tokens = 0;
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -151,7 +195,7 @@ impl Measurements {
                     *counts.entry(weight.to_string()).or_default() += x.len();
                 }
             };
-            decoder.observe(batch, &mut see).map_err(broken)?;
+            model.observe(batch, &mut see).map_err(broken)?;
         }
         cosines.iter_mut().for_each(|sum| *sum = round_score(*sum / tokens.max(1) as f64));
         for (weight, sums) in &mut inputs {
@@ -172,67 +216,58 @@ impl Measurements {
         gradients.get(tensor).copied().ok_or_else(|| Error::plan(format!("the model has no tensor `{tensor}`")))
     }
 
-    /// The gradients of everything, one block at a time, and then of what lies outside the blocks.
+    /// The gradients of everything, one group at a time.
     fn measure_gradients(&self) -> Result<BTreeMap<String, Gradient>> {
-        let mut decoder = self.decoder.borrow_mut();
+        let mut model = self.model.borrow_mut();
         let mut gradients = BTreeMap::new();
-        for group in (0..decoder.blocks.len()).map(Some).chain([None]) {
-            set_trained(&mut decoder, group, true);
-            let measured = self.measure_group(&mut decoder, &mut gradients);
-            set_trained(&mut decoder, group, false);
+        for group in 0..model.groups() {
+            model.set_trained(group, true).map_err(broken)?;
+            let measured = self.measure_group(&mut **model, &mut gradients);
+            model.set_trained(group, false).map_err(broken)?;
             measured?;
         }
         Ok(gradients)
     }
 
-    fn measure_group(&self, decoder: &mut Decoder, gradients: &mut BTreeMap<String, Gradient>) -> Result<()> {
+    fn measure_group(&self, model: &mut dyn Measurable, gradients: &mut BTreeMap<String, Gradient>) -> Result<()> {
         let targets = |batch: &[Batch]| batch.iter().map(Batch::target_count).sum::<usize>().max(1) as f32;
         let all: f32 = self.batches.iter().map(|batch| targets(batch)).sum();
         let mut totals: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for batch in &self.batches {
             let own = targets(batch);
-            decoder.clear_grads();
-            for micro in batch {
-                let options = StepOptions { grad_scale: 1.0 / own, keep: Keep::Inputs, dropout: None };
-                decoder.accumulate(micro, options).map_err(broken)?;
-            }
-            for param in decoder.params() {
-                let Some(gradient) = param.grad() else { continue };
+            model.differentiate(batch, 1.0 / own).map_err(broken)?;
+            let mut add = |name: &str, gradient: &[f32]| {
                 let squared: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
-                gradients.entry(param.name().to_string()).or_default().squared += squared / self.batches.len() as f64;
-                let total = totals.entry(param.name().to_string()).or_insert_with(|| vec![0.0; gradient.len()]);
+                gradients.entry(name.to_string()).or_default().squared += squared / self.batches.len() as f64;
+                let total = totals.entry(name.to_string()).or_insert_with(|| vec![0.0; gradient.len()]);
                 for (total, g) in total.iter_mut().zip(gradient) {
                     *total += g * (own / all);
                 }
-            }
+            };
+            model.gradients(&mut add).map_err(broken)?;
         }
-        for param in decoder.params().filter(|param| param.trains()) {
-            let Some(total) = totals.get(param.name()) else { continue };
-            let weight = param.value.as_f32();
+        let mut end = |name: &str, weight: &[f32]| {
+            let Some(total) = totals.get(name) else { return };
             let (mut norm, mut by_weight) = (0.0, 0.0);
-            for (g, w) in total.iter().zip(weight.iter()) {
+            for (g, w) in total.iter().zip(weight) {
                 norm += f64::from(*g).powi(2);
                 by_weight += (f64::from(*g) * f64::from(*w)).abs();
             }
-            let gradient = gradients.entry(param.name().to_string()).or_default();
+            let gradient = gradients.entry(name.to_string()).or_default();
             gradient.norm = round_score(norm.sqrt());
             gradient.by_weight = round_score(by_weight);
             gradient.squared = round_score(gradient.squared);
-        }
-        Ok(())
+        };
+        model.values(&mut end).map_err(broken)
     }
-}
 
-/// Lets everything in one block train, or everything outside the blocks; or ends that.
-fn set_trained(decoder: &mut Decoder, group: Option<usize>, trained: bool) {
-    let set = |param: &mut Param| param.set_trained(trained);
-    match group {
-        Some(block) => {
-            if let Some(block) = decoder.blocks.get_mut(block) {
-                block.params_mut().for_each(set);
-            }
+    fn check_block(&self, block: usize) -> Result<()> {
+        let blocks = self.model.borrow().blocks();
+        if block < blocks {
+            return Ok(());
         }
-        None => [&mut decoder.embedding, &mut decoder.norm].into_iter().chain(&mut decoder.head).for_each(set),
+        let last = blocks.saturating_sub(1);
+        Err(Error::plan(format!("the model has no block {block}: its blocks are 0 to {last}")))
     }
 }
 
@@ -261,20 +296,16 @@ impl Calibration for Measurements {
     }
 
     fn loss(&self) -> Result<f64> {
-        self.mean_loss(&self.decoder.borrow())
+        self.mean_loss(None)
     }
 
     fn loss_without_block(&self, block: usize) -> Result<f64> {
-        let mut decoder = self.decoder.borrow_mut();
-        check_block(&decoder, block)?;
-        let skipped = decoder.blocks.remove(block);
-        let loss = self.mean_loss(&decoder);
-        decoder.blocks.insert(block, skipped);
-        loss
+        self.check_block(block)?;
+        self.mean_loss(Some(block))
     }
 
     fn block_cosine(&self, block: usize) -> Result<f64> {
-        check_block(&self.decoder.borrow(), block)?;
+        self.check_block(block)?;
         Ok(self.forward()?.cosines[block])
     }
 
@@ -294,14 +325,4 @@ impl Calibration for Measurements {
         let moments = self.forward()?.inputs.get(tensor).copied();
         moments.ok_or_else(|| Error::plan(format!("`{tensor}` is no linear layer's weight, which alone has an input")))
     }
-}
-
-fn check_block(decoder: &Decoder, block: usize) -> Result<()> {
-    if block < decoder.blocks.len() {
-        return Ok(());
-    }
-    Err(Error::plan(format!(
-        "the model has no block {block}: its blocks are 0 to {}",
-        decoder.blocks.len().saturating_sub(1)
-    )))
 }
