@@ -276,6 +276,27 @@ extern "C" __global__ void __launch_bounds__(1024) stop_if_not_finite(u32* stop,
         if (not_finite(x[i])) *stop = 1;
 }
 
+// A tensor's value: the master, or the copy that products read.
+static __device__ __forceinline__ float value_of(const Tensor& t, u64 at) {
+    if (t.master && !(t.flags & 4)) return reinterpret_cast<const float*>(t.master)[at];
+    u32 row = (u32)at / t.cols;
+    return f32_of(reinterpret_cast<const bf16*>(t.copy)[(u64)row * t.copy_stride + ((u32)at - row * t.cols)]);
+}
+
+// sums[chunk] = Σ |g · value| over the chunk.
+extern "C" __global__ void __launch_bounds__(256) weighted_gradients(double* sums, const Tensor* tensors, const uint2* chunks) {
+    uint2 chunk = chunks[blockIdx.x];
+    const Tensor t = tensors[chunk.x];
+    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
+    float sum = 0.f;
+    for (u64 at = first + threadIdx.x; at < last; at += 256) {
+        float g = t.flags & 1 ? f32_of(reinterpret_cast<const bf16*>(t.grad)[at]) : reinterpret_cast<const float*>(t.grad)[at];
+        sum += fabsf(g * value_of(t, at));
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
 // out[0] = Σ of n numbers, in one block.
 extern "C" __global__ void __launch_bounds__(1024) sum_doubles(double* out, const double* in, int n) {
     __shared__ double parts[1024];
@@ -318,13 +339,6 @@ extern "C" __global__ void random_normal(
         if (wide) wide[place] = pair[i];
         if (narrow) narrow[place] = bf16_of(pair[i]);
     }
-}
-
-// A tensor's value: the master, or the copy that products read.
-static __device__ __forceinline__ float value_of(const Tensor& t, u64 at) {
-    if (t.master && !(t.flags & 4)) return reinterpret_cast<const float*>(t.master)[at];
-    u32 row = (u32)at / t.cols;
-    return f32_of(reinterpret_cast<const bf16*>(t.copy)[(u64)row * t.copy_stride + ((u32)at - row * t.cols)]);
 }
 
 // before[chunk][8192] = the values of the chunk.

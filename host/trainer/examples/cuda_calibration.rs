@@ -23,7 +23,8 @@ const KINDS: [(&str, f64); 10] = [
     ("norm of a gradient", 3e-2),
     ("squared gradient", 6e-2),
     ("weight times gradient", 3e-2),
-    ("mean of an input", 2e-2),
+    // What is positive and what is negative cancel.
+    ("mean of an input", 1e-1),
     ("mean square of an input", 2e-2),
     ("mean magnitude of an input", 1e-2),
     ("largest magnitude of an input", 2e-2),

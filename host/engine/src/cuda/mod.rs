@@ -59,6 +59,7 @@ pub use context::Context;
 pub use decoder::Decoder;
 pub use generate::Cache;
 pub use memory::{Buffer, View};
+pub use observe::GradientSum;
 pub use optim::Update;
 pub use plan::StepPlan;
 pub use profile::Kind;

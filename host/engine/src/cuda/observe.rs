@@ -6,11 +6,16 @@ use std::cell::RefCell;
 use half::bf16;
 
 use super::block::{Block, Level, Pass};
+use super::context::Launch;
 use super::decoder::Decoder;
+use super::kernels::{args, sources::ADAMW};
 use super::memory::View;
 use super::ops;
+use super::optim::{Descriptor, descriptor};
 use super::plan::StepPlan;
+use super::profile::Kind;
 use super::spec::{Role, Slot};
+use super::watched::tables_sums;
 use crate::batch::Batch;
 use crate::decoder::LossSum;
 use crate::error::Result;
@@ -114,6 +119,44 @@ impl Decoder {
     /// When it cannot be laid out.
     pub fn leanest_bytes(&self, batch: &Batch) -> Result<usize> {
         self.needed(batch, &leanest())
+    }
+}
+
+/// What is summed over a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientSum {
+    /// g².
+    Squares,
+    /// |g · w|.
+    TimesWeights,
+}
+
+impl Decoder {
+    /// A sum over the elements of each gradient, by the number of what trains now.
+    ///
+    /// # Errors
+    /// When there is no memory, or the device fails.
+    pub fn gradient_sums(&mut self, sum: GradientSum) -> Result<Vec<(usize, f64)>> {
+        self.context.bind()?;
+        self.settle_grads()?;
+        let all = self.active();
+        let place = self.tables(&all)?;
+        let tables = &self.optimizer.tables[place];
+        if tables.count == 0 {
+            return Ok(Vec::new());
+        }
+        let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
+        self.upload_descriptors(tables, &descriptors)?;
+        self.context.kind(Kind::Other);
+        let parts: View<f64> = tables.sums.view(1, tables.count);
+        let kernel = match sum {
+            GradientSum::Squares => "grad_squares",
+            GradientSum::TimesWeights => "weighted_gradients",
+        };
+        let arguments = args![parts, tables.descriptors.view::<u8>(1, 1), tables.chunks.view::<u32>(1, 1)];
+        let launch = Launch::new(tables.count, 256);
+        self.context.launch(&ADAMW, &[("MOMENTS", 32)], kernel, launch, arguments)?;
+        Ok(tables_sums(&self.trainables, &all, &self.context.download(parts)?))
     }
 }
 

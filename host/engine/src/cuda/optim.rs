@@ -194,7 +194,7 @@ impl Decoder {
     }
 
     /// Gradients that no pass has written since they were cleared.
-    fn settle_grads(&mut self) -> Result<()> {
+    pub(super) fn settle_grads(&mut self) -> Result<()> {
         if std::mem::take(&mut self.fresh) {
             for trainable in self.trainables.iter().filter(|trainable| trainable.trains) {
                 trainable.clear_grad(&self.context)?;

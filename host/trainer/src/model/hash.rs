@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::inventory::Inventory;
 use super::weights::{Stored, Weights};
+use crate::Result;
 use crate::hash::Hasher;
 
 /// Tensors of at most so many bytes are hashed whole.
@@ -23,13 +24,16 @@ const SAMPLES: usize = 16;
 const STRETCH: usize = 1024;
 
 /// The hash, 64 hexadecimal digits.
-pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
+///
+/// # Errors
+/// A file can't be read.
+pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> Result<String> {
     let mut hasher = Hasher::default();
     hasher.update(b"liftplan weights 1\0");
     let stored: Vec<_> =
         inventory.tensors.iter().filter_map(|t| weights.tensors().get(&t.name).map(|stored| (t, stored))).collect();
     // Read on all cores: from a disk, each sample is a wait of its own.
-    let read: Vec<_> = stored.par_iter().map(|(_, stored)| samples(weights, stored)).collect();
+    let read: Vec<_> = stored.par_iter().map(|(_, stored)| samples(weights, stored)).collect::<Result<_>>()?;
     for ((tensor, stored), samples) in stored.into_iter().zip(read) {
         for more in weights.more_bytes(stored) {
             hasher.update(more);
@@ -42,20 +46,25 @@ pub(super) fn content_hash(inventory: &Inventory, weights: &Weights) -> String {
         for &dimension in &tensor.shape {
             hasher.update((dimension as u64).to_le_bytes());
         }
-        hasher.update((weights.bytes(stored).len() as u64).to_le_bytes());
+        hasher.update((stored.range.1 as u64).to_le_bytes());
         hasher.update(samples);
-        weights.release(stored);
     }
-    hasher.finish()
+    Ok(hasher.finish())
 }
 
-/// The bytes of a tensor that are hashed, one behind the other.
-fn samples(weights: &Weights, stored: &Stored) -> Vec<u8> {
-    let bytes = weights.bytes(stored);
-    if bytes.len() <= WHOLE {
-        return bytes.to_vec();
+/// The bytes of a tensor that are hashed, one behind the other; reading them from the file's map would bring in what lies around.
+fn samples(weights: &Weights, stored: &Stored) -> Result<Vec<u8>> {
+    let bytes = stored.range.1;
+    if bytes <= WHOLE {
+        let mut whole = vec![0; bytes];
+        weights.read_at(stored, 0, &mut whole)?;
+        return Ok(whole);
     }
-    let last = bytes.len() - STRETCH;
-    let start = |sample: usize| last / (SAMPLES - 1) * sample + last % (SAMPLES - 1) * sample / (SAMPLES - 1);
-    (0..SAMPLES).flat_map(|sample| &bytes[start(sample)..][..STRETCH]).copied().collect()
+    let last = bytes - STRETCH;
+    let mut samples = vec![0; SAMPLES * STRETCH];
+    for (sample, to) in samples.chunks_mut(STRETCH).enumerate() {
+        let start = last / (SAMPLES - 1) * sample + last % (SAMPLES - 1) * sample / (SAMPLES - 1);
+        weights.read_at(stored, start, to)?;
+    }
+    Ok(samples)
 }

@@ -106,7 +106,7 @@ fn check_and_hash(
     observer: &mut dyn Observer,
 ) -> Result<BaseModel> {
     let inventory = check::inventory(&path.display().to_string(), &mut spec, &mut weights, observer)?;
-    let hash = hash::content_hash(&inventory, &weights);
+    let hash = hash::content_hash(&inventory, &weights)?;
     let (origin, path) = (origin.to_string(), path.to_path_buf());
     Ok(BaseModel { spec, inventory, tokenizer, chat_template, config_json, hash, origin, path, weights })
 }

@@ -156,6 +156,11 @@ impl Weights {
         if start + to.len() > stored.range.1 {
             return Err(Error::internal(format!("tensor `{name}` has no byte {}", start + to.len() - 1)));
         }
+        self.read_at(stored, start, to)
+    }
+
+    /// The same of a tensor that was found.
+    pub fn read_at(&self, stored: &Stored, start: usize, to: &mut [u8]) -> Result<()> {
         self.file(stored).read(stored.range.0 + start, to)
     }
 

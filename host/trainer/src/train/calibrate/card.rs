@@ -1,12 +1,12 @@
 //! The model that is measured, on a GPU, in bf16: its blocks are groups, and each weight outside them is one, since a vocabulary's
-//! gradient is as large as several blocks'. Gradients are summed up on the host.
+//! gradient is as large as several blocks'.
 //!
 //! What is measured depends on the model and the batches alone, never on the memory there is, so that a run that goes on
 //! measures the same again.
 
 use std::collections::BTreeMap;
 
-use liftplan_engine::cuda::{self, Context, Slot};
+use liftplan_engine::cuda::{self, Context, GradientSum, Slot};
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::observe::Seen;
 use liftplan_engine::{Batch, EngineError};
@@ -15,7 +15,7 @@ use super::super::card::{Card, CardOptions};
 use super::super::card_specs::specs;
 use super::super::forecast::Place;
 use super::super::prepare::untouched;
-use super::{Measurable, broken};
+use super::{Gradient, Measurable, broken, targets};
 use crate::Result;
 use crate::config::Config;
 use crate::model::BaseModel;
@@ -98,6 +98,38 @@ fn groups(base: &BaseModel, plan: &Plan) -> Result<Vec<Vec<(Slot, String)>>> {
     Ok(blocks.into_values().chain(outside).collect())
 }
 
+/// The gradients of what trains now: of each batch alone, and, unless there is only one, of all of them in a second sweep, so that no
+/// sum needs memory of its own.
+fn measure(decoder: &mut cuda::Decoder, batches: &[Vec<Batch>]) -> Result<BTreeMap<String, Gradient>, EngineError> {
+    let all: f32 = batches.iter().map(|batch| targets(batch)).sum();
+    let mut gradients: BTreeMap<usize, Gradient> = BTreeMap::new();
+    for batch in batches {
+        decoder.clear_grads();
+        for micro in batch {
+            decoder.accumulate_leanest(micro, 1.0 / targets(batch))?;
+        }
+        for (index, squared) in decoder.gradient_sums(GradientSum::Squares)? {
+            gradients.entry(index).or_default().squared += squared / batches.len() as f64;
+        }
+    }
+    if batches.len() > 1 {
+        decoder.clear_grads();
+        for micro in batches.iter().flatten() {
+            decoder.accumulate_leanest(micro, 1.0 / all)?;
+        }
+    }
+    for (index, squared) in decoder.gradient_sums(GradientSum::Squares)? {
+        gradients.entry(index).or_default().norm = squared.sqrt();
+    }
+    for (index, by_weight) in decoder.gradient_sums(GradientSum::TimesWeights)? {
+        gradients.entry(index).or_default().by_weight = by_weight;
+    }
+    let named = |(index, gradient): (usize, Gradient)| {
+        decoder.trainables().get(index).map(|trainable| (trainable.name.clone(), gradient))
+    };
+    Ok(gradients.into_iter().filter_map(named).collect())
+}
+
 impl Measurable for OnCard {
     fn blocks(&self) -> usize {
         self.blocks
@@ -107,43 +139,18 @@ impl Measurable for OnCard {
         self.groups.len()
     }
 
-    fn set_trained(&mut self, group: usize, trained: bool) -> Result<(), EngineError> {
+    fn gradients(&mut self, group: usize, batches: &[Vec<Batch>]) -> Result<BTreeMap<String, Gradient>, EngineError> {
         let decoder = self.card.decoder_mut();
-        for (slot, name) in self.groups.get(group).into_iter().flatten() {
-            if trained {
-                decoder.adopt(*slot, name, cuda::Storage::Bf16)?;
-                decoder.begin(*slot)?;
-            } else {
-                decoder.cease(*slot)?;
-            }
+        let group = self.groups.get(group).map_or(&[][..], Vec::as_slice);
+        for (slot, name) in group {
+            decoder.adopt(*slot, name, cuda::Storage::Bf16)?;
+            decoder.begin(*slot)?;
         }
-        Ok(())
-    }
-
-    fn differentiate(&mut self, micro_batches: &[Batch], grad_scale: f32) -> Result<(), EngineError> {
-        let decoder = self.card.decoder_mut();
-        decoder.clear_grads();
-        for batch in micro_batches {
-            decoder.accumulate_leanest(batch, grad_scale)?;
+        let measured = measure(decoder, batches);
+        for (slot, _) in group {
+            decoder.cease(*slot)?;
         }
-        // Where no micro-batch has a target this is what clears them; a gradient that is not finite is named.
-        decoder.grad_norm().map(|_| ())
-    }
-
-    fn gradients(&self, see: &mut dyn FnMut(&str, &[f32])) -> Result<(), EngineError> {
-        let decoder = self.card.decoder();
-        for trainable in decoder.active().into_iter().filter_map(|index| decoder.trainables().get(index)) {
-            see(&trainable.name, &trainable.grad(decoder.context())?);
-        }
-        Ok(())
-    }
-
-    fn values(&self, see: &mut dyn FnMut(&str, &[f32])) -> Result<(), EngineError> {
-        let decoder = self.card.decoder();
-        for trainable in decoder.active().into_iter().filter_map(|index| decoder.trainables().get(index)) {
-            see(&trainable.name, &trainable.value(decoder.context())?);
-        }
-        Ok(())
+        measured
     }
 
     fn loss(&mut self, batch: &Batch, without: Option<usize>) -> Result<LossSum, EngineError> {

@@ -118,14 +118,8 @@ trait Measurable {
     fn blocks(&self) -> usize;
     /// How many groups: together they are all of its weights.
     fn groups(&self) -> usize;
-    /// Gives a group gradients, or takes them away.
-    fn set_trained(&mut self, group: usize, trained: bool) -> Result<(), EngineError>;
-    /// The gradients of `grad_scale` times the micro-batches' losses, in place of those before.
-    fn differentiate(&mut self, micro_batches: &[Batch], grad_scale: f32) -> Result<(), EngineError>;
-    /// Shows the names and gradients of what has them.
-    fn gradients(&self, see: &mut dyn FnMut(&str, &[f32])) -> Result<(), EngineError>;
-    /// Shows their values, in the same order.
-    fn values(&self, see: &mut dyn FnMut(&str, &[f32])) -> Result<(), EngineError>;
+    /// The gradients of a group's weights on these batches, each of its micro-batches. Nothing has a gradient afterwards.
+    fn gradients(&mut self, group: usize, batches: &[Vec<Batch>]) -> Result<BTreeMap<String, Gradient>, EngineError>;
     /// The losses of the target tokens, with all blocks or without one.
     fn loss(&mut self, batch: &Batch, without: Option<usize>) -> Result<LossSum, EngineError>;
     /// Shows what flows through the blocks.
@@ -150,9 +144,17 @@ struct Forward {
 /// Numbers made of one tensor's gradient.
 #[derive(Clone, Copy, Default)]
 struct Gradient {
+    /// The norm of the gradient of the mean loss over all batches.
     norm: f64,
+    /// The mean over the batches of the sum of its squares.
     squared: f64,
+    /// The sum of |gradient · weight|, over all batches.
     by_weight: f64,
+}
+
+/// Targets of a batch, or 1 where it has none.
+fn targets(batch: &[Batch]) -> f32 {
+    batch.iter().map(Batch::target_count).sum::<usize>().max(1) as f32
 }
 
 impl Measurements {
@@ -221,44 +223,14 @@ impl Measurements {
         let mut model = self.model.borrow_mut();
         let mut gradients = BTreeMap::new();
         for group in 0..model.groups() {
-            model.set_trained(group, true).map_err(broken)?;
-            let measured = self.measure_group(&mut **model, &mut gradients);
-            model.set_trained(group, false).map_err(broken)?;
-            measured?;
+            for (name, Gradient { norm, squared, by_weight }) in
+                model.gradients(group, &self.batches).map_err(broken)?
+            {
+                let [norm, squared, by_weight] = [norm, squared, by_weight].map(round_score);
+                gradients.insert(name, Gradient { norm, squared, by_weight });
+            }
         }
         Ok(gradients)
-    }
-
-    fn measure_group(&self, model: &mut dyn Measurable, gradients: &mut BTreeMap<String, Gradient>) -> Result<()> {
-        let targets = |batch: &[Batch]| batch.iter().map(Batch::target_count).sum::<usize>().max(1) as f32;
-        let all: f32 = self.batches.iter().map(|batch| targets(batch)).sum();
-        let mut totals: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        for batch in &self.batches {
-            let own = targets(batch);
-            model.differentiate(batch, 1.0 / own).map_err(broken)?;
-            let mut add = |name: &str, gradient: &[f32]| {
-                let squared: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum();
-                gradients.entry(name.to_string()).or_default().squared += squared / self.batches.len() as f64;
-                let total = totals.entry(name.to_string()).or_insert_with(|| vec![0.0; gradient.len()]);
-                for (total, g) in total.iter_mut().zip(gradient) {
-                    *total += g * (own / all);
-                }
-            };
-            model.gradients(&mut add).map_err(broken)?;
-        }
-        let mut end = |name: &str, weight: &[f32]| {
-            let Some(total) = totals.get(name) else { return };
-            let (mut norm, mut by_weight) = (0.0, 0.0);
-            for (g, w) in total.iter().zip(weight) {
-                norm += f64::from(*g).powi(2);
-                by_weight += (f64::from(*g) * f64::from(*w)).abs();
-            }
-            let gradient = gradients.entry(name.to_string()).or_default();
-            gradient.norm = round_score(norm.sqrt());
-            gradient.by_weight = round_score(by_weight);
-            gradient.squared = round_score(gradient.squared);
-        };
-        model.values(&mut end).map_err(broken)
     }
 
     fn check_block(&self, block: usize) -> Result<()> {
