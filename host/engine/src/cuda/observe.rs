@@ -147,15 +147,16 @@ impl Decoder {
         }
         let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
         self.upload_descriptors(tables, &descriptors)?;
-        self.context.kind(Kind::Other);
         let parts: View<f64> = tables.sums.view(1, tables.count);
-        let kernel = match sum {
-            GradientSum::Squares => "grad_squares",
-            GradientSum::TimesWeights => "weighted_gradients",
-        };
-        let arguments = args![parts, tables.descriptors.view::<u8>(1, 1), tables.chunks.view::<u32>(1, 1)];
-        let launch = Launch::new(tables.count, 256);
-        self.context.launch(&ADAMW, &[("MOMENTS", 32)], kernel, launch, arguments)?;
+        match sum {
+            GradientSum::Squares => self.queue_squares(tables, tables.all(), None)?,
+            GradientSum::TimesWeights => {
+                self.context.kind(Kind::Other);
+                let arguments = args![parts, tables.descriptors.view::<u8>(1, 1), tables.chunks.view::<u32>(1, 1)];
+                let launch = Launch::new(tables.count, 256);
+                self.context.launch(&ADAMW, &[("MOMENTS", 32)], "weighted_gradients", launch, arguments)?;
+            }
+        }
         Ok(tables_sums(&self.trainables, &all, &self.context.download(parts)?))
     }
 }

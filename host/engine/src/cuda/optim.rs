@@ -87,7 +87,7 @@ impl Tables {
         self.blocks.get(&block).cloned().unwrap_or(0..0)
     }
 
-    fn all(&self) -> Range<usize> {
+    pub(super) fn all(&self) -> Range<usize> {
         0..self.count
     }
 }
