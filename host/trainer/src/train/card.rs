@@ -6,17 +6,13 @@ use liftplan_engine::cuda::{self, Builder, Context, TensorSpec, Update};
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamWOptions};
 use liftplan_engine::{Batch, EngineError};
-use rayon::prelude::*;
 
-use super::AdapterNames;
-use super::build::initial_a;
-use super::card_load::{load, load_trained};
+use super::card_load::{begin_adapters, load, load_trained};
 pub use super::card_specs::check;
 use super::card_specs::{settings, shape, specs};
 use crate::checkpoint::{NamedTensor, TensorData, TensorFile};
 use crate::config::{Bf16Update, Config};
 use crate::model::BaseModel;
-use crate::model::inventory::TensorInfo;
 use crate::plan::memory::Memory;
 use crate::plan::{Plan, Storage, Treatment};
 use crate::report::{Event, Observer};
@@ -141,27 +137,9 @@ impl Card {
             }
             observer.on(&Event::Progress { unit: "tensors", done: i as u64 + 1, total });
         }
-        // Adapters behind all weights: each of their copies is waited for, and their numbers are drawn on all cores.
-        let adapted = base.inventory.tensors.iter().zip(&plan.entries).enumerate();
-        let adapted = adapted.filter_map(|(i, (info, entry))| match (&entry.treatment, info.shape.as_slice()) {
-            (Treatment::Adapt(adapter), &[out, input]) => Some(Ok((i as u32, info, [adapter.rank, out, input]))),
-            (Treatment::Adapt(_), _) => Some(Err(Error::internal(format!("`{}` is no matrix", info.name)))),
-            (Treatment::Frozen | Treatment::Train, _) => None,
-        });
-        let adapted = adapted.collect::<Result<Vec<_>>>()?;
-        let initial = |&(i, _, [rank, _, input]): &(u32, &TensorInfo, [usize; 3])| initial_a(rank, input, seed, i);
-        for some in adapted.chunks(rayon::current_num_threads()) {
-            let drawn: Vec<Vec<f32>> = some.par_iter().map(initial).collect();
-            for (&(_, info, [rank, out, input]), a) in some.iter().zip(drawn) {
-                let names = AdapterNames::of(&info.name);
-                let b = vec![0.0; out * rank];
-                for (name, shape, values) in [(names.a, vec![rank, input], a), (names.b, vec![out, rank], b)] {
-                    let index = builder.trainable(&name).ok_or_else(|| missing(&name))?;
-                    builder.set_trainable(index, &values).map_err(failed)?;
-                    files.insert(name, (shape, Storage::F32));
-                }
-            }
-        }
+        // Behind all weights, since each of their copies is waited for.
+        let adapters = begin_adapters(&mut builder, base, plan, seed)?;
+        files.extend(adapters.into_iter().map(|(name, shape)| (name, (shape, Storage::F32))));
         Ok(Self::of(builder, files, seed, options))
     }
 
@@ -397,7 +375,7 @@ fn several(passes: usize) -> EngineError {
     }
 }
 
-fn missing(name: &str) -> Error {
+pub(super) fn missing(name: &str) -> Error {
     Error::internal(format!("there is no `{name}` on the card"))
 }
 

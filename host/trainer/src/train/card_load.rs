@@ -1,16 +1,19 @@
-//! The way of a tensor onto the card. In: the base model's tensor, or what a run made of it. Out: the same in its place, packed as
-//! the plan keeps it.
+//! The way of a tensor onto the card. In: the base model's tensor, what a run made of it, or an adapter's first numbers. Out: the
+//! same in its place, packed as the plan keeps it.
 
 use liftplan_engine::cuda::nf4::Parts;
 use liftplan_engine::cuda::{Builder, Data, Slot};
 use liftplan_engine::storage::nf4::Scales;
 use liftplan_engine::{EngineError, Nf4, Nf4Options, Weight};
+use rayon::prelude::*;
 
-use super::build::read;
+use super::AdapterNames;
+use super::build::{initial_a, read};
+use super::card::{failed, missing};
 use crate::checkpoint::{TensorData, TensorFile};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
-use crate::plan::{Entry, Storage};
+use crate::plan::{Entry, Plan, Storage, Treatment};
 use crate::{Error, Result};
 
 /// Reads one tensor and copies it to its place. The card packs what is to be kept in 4 bits, unless the checkpoint has it so.
@@ -58,6 +61,37 @@ pub(super) fn load_trained(builder: &mut Builder, file: &TensorFile, info: &Tens
         TensorData::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
         other => Err(Error::output(format!("{}: `{}` is {:?}", file.path().display(), info.name, other.dtype()))),
     }
+}
+
+/// Gives the plan's adapters their first numbers, drawn on all cores by `seed` as on the processor; their names and shapes.
+pub(super) fn begin_adapters(
+    builder: &mut Builder,
+    base: &BaseModel,
+    plan: &Plan,
+    seed: u64,
+) -> Result<Vec<(String, Vec<usize>)>> {
+    let tensors = base.inventory.tensors.iter().zip(&plan.entries).enumerate();
+    let adapted = tensors.filter_map(|(i, (info, entry))| match (&entry.treatment, info.shape.as_slice()) {
+        (Treatment::Adapt(adapter), &[out, input]) => Some(Ok((i as u32, info, [adapter.rank, out, input]))),
+        (Treatment::Adapt(_), _) => Some(Err(Error::internal(format!("`{}` is no matrix", info.name)))),
+        (Treatment::Frozen | Treatment::Train, _) => None,
+    });
+    let adapted = adapted.collect::<Result<Vec<_>>>()?;
+    let initial = |&(i, _, [rank, _, input]): &(u32, &TensorInfo, [usize; 3])| initial_a(rank, input, seed, i);
+    let mut begun = Vec::with_capacity(2 * adapted.len());
+    for some in adapted.chunks(rayon::current_num_threads()) {
+        let drawn: Vec<Vec<f32>> = some.par_iter().map(initial).collect();
+        for (&(_, info, [rank, out, input]), a) in some.iter().zip(drawn) {
+            let names = AdapterNames::of(&info.name);
+            let b = vec![0.0; out * rank];
+            for (name, shape, values) in [(names.a, vec![rank, input], a), (names.b, vec![out, rank], b)] {
+                let index = builder.trainable(&name).ok_or_else(|| missing(&name))?;
+                builder.set_trainable(index, &values).map_err(failed)?;
+                begun.push((name, shape));
+            }
+        }
+    }
+    Ok(begun)
 }
 
 /// A packed weight as the card takes it.
