@@ -2,6 +2,7 @@
 
 pub mod generate;
 pub mod judge;
+pub mod likelihood;
 pub mod metrics;
 pub mod rouge;
 pub mod run;

@@ -6,7 +6,7 @@ use liftplan_engine::decoder::LossSum;
 use liftplan_engine::{EngineError, IGNORE};
 
 use super::generate::{Generator, Sampling};
-use super::{metrics, rouge};
+use super::{likelihood, metrics, rouge};
 use crate::config::{EvalBy, EvalConfig, Task};
 use crate::data::{self, Dataset, Dealing, Example};
 use crate::model::TextTokenizer;
@@ -145,16 +145,18 @@ impl Job<'_> {
         judged: &mut [Judged],
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let (mut truth, mut answers, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
-        for (done, example) in examples.iter().enumerate() {
-            let label = label(example)?;
-            let likelihoods = self.label_likelihoods(example)?;
-            let best = argmax(&likelihoods);
+        let truth = examples.iter().map(label).collect::<Result<Vec<usize>>>()?;
+        let total = examples.len() as u64;
+        let labels = &self.data.label_ids;
+        let likelihoods = likelihood::of_labels(self.decoder, examples, labels, self.micro_batch_tokens, |done| {
+            observer.on(&Event::Progress { unit: "examples", done: done as u64, total });
+        })?;
+        let (mut answers, mut predictions) = (Vec::new(), Vec::new());
+        for (&label, likelihoods) in truth.iter().zip(&likelihoods) {
+            let best = argmax(likelihoods);
             let all: f64 = likelihoods.iter().map(|l| (l - likelihoods[best]).exp()).sum();
-            truth.push(label);
             answers.push(Some(best));
             predictions.push((1.0 / all, best == label));
-            observer.on(&Event::Progress { unit: "examples", done: done as u64 + 1, total: examples.len() as u64 });
         }
         scores.insert("ece".to_string(), metrics::calibration_error(&predictions, CALIBRATION_BINS));
         for (judged, best) in judged.iter_mut().zip(&answers) {
@@ -162,30 +164,6 @@ impl Job<'_> {
         }
         label_scores(&truth, &answers, scores, judged);
         Ok(())
-    }
-
-    /// `ln p(label | prompt)` of each label. The prompt is read once; each label goes on from there.
-    fn label_likelihoods(&self, example: &Example) -> Result<Vec<f64>> {
-        let mut cache = self.decoder.cache();
-        let first = self.decoder.extend(&mut cache, example.prompt_ids(), true).map_err(failed)?;
-        let prompt = cache.tokens();
-        let mut likelihoods = Vec::with_capacity(self.data.label_ids.len());
-        for ids in &self.data.label_ids {
-            let Some((&last, before)) = ids.split_last() else {
-                return Err(Error::data("a label has no tokens").help("give labels some text"));
-            };
-            let next = before.first().copied().unwrap_or(last);
-            let mut likelihood = log_probability(&first, next);
-            if !before.is_empty() {
-                let logits = self.decoder.extend(&mut cache, before, false).map_err(failed)?;
-                for (row, &id) in ids[1..].iter().enumerate() {
-                    likelihood += log_probability(logits.row(row), id);
-                }
-                cache.truncate(prompt);
-            }
-            likelihoods.push(likelihood);
-        }
-        Ok(likelihoods)
     }
 
     fn labels_written(
@@ -245,7 +223,7 @@ fn label_scores(truth: &[usize], answers: &[Option<usize>], scores: &mut BTreeMa
     }
 }
 
-fn failed(error: EngineError) -> Error {
+pub(super) fn failed(error: EngineError) -> Error {
     Error::train(format!("evaluation: {error}"))
 }
 
@@ -257,11 +235,4 @@ fn argmax(values: &[f64]) -> usize {
         }
     }
     best
-}
-
-/// `ln softmax(logits)[id]`.
-fn log_probability(logits: &[f32], id: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
-    f64::from(logits[id as usize] - max) - sum.ln()
 }
