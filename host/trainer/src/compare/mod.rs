@@ -31,6 +31,7 @@ use std::sync::atomic::AtomicBool;
 pub use config::{Comparison, Method};
 pub use report::Report;
 
+use crate::files::output_error;
 use crate::report::{Event, Observer};
 use crate::{Result, model};
 
@@ -54,6 +55,8 @@ pub struct Options {
 /// error: it is a row of the report.
 pub fn run(comparison: &Comparison, options: &Options, observer: &mut dyn Observer) -> Result<Report> {
     let root = options.out.as_deref().unwrap_or(&comparison.out);
+    // Cells name each other's files, and each of their configurations lies elsewhere.
+    let root = &std::path::absolute(root).map_err(|error| output_error("find the directory", root, &error))?;
     let first = comparison.methods.first().ok_or_else(|| crate::Error::config("there is no method to compare"))?;
     observer.on(&Event::Phase("opening the model"));
     let base = model::open(&first.config.model, Path::new(""), observer)?;

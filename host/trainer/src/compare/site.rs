@@ -95,7 +95,12 @@ impl<'a> Site<'a> {
         std::fs::create_dir_all(&cell.dir).map_err(|error| output_error("create the directory", &cell.dir, &error))?;
         let ended = match prepare()?.run(&self.options.stop)? {
             End::Done(seconds) => Ended::Done { seconds },
-            End::Failed(failure) => Ended::Failed(failure),
+            End::Failed(failure) => {
+                // Files of the cell are named as they are called there.
+                let reason =
+                    failure.reason.replace(&format!("{}{}", cell.dir.display(), std::path::MAIN_SEPARATOR), "");
+                Ended::Failed(Failure { reason, ..failure })
+            }
             End::Stopped => return Err(stopped()),
         };
         self.store.end(cell, &ended)?;
