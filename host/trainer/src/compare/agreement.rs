@@ -19,6 +19,13 @@ pub struct LayerMap {
     pub others: Vec<(String, usize)>,
 }
 
+impl LayerMap {
+    /// Whether it shows a choice: of some role, some layers train and others don't.
+    pub fn chooses(&self) -> bool {
+        self.rows.iter().any(|row| row.contains('.') && row.contains(['T', 'A']))
+    }
+}
+
 /// The map of a plan.
 pub fn layer_map(plan: &Plan, inventory: &Inventory) -> LayerMap {
     let linear = |info: &TensorInfo| info.kind == Kind::Linear && info.block.is_some();
@@ -57,8 +64,7 @@ pub fn layer_map(plan: &Plan, inventory: &Inventory) -> LayerMap {
 
 /// Whether the plan chooses: of some role, it treats some layers and leaves others.
 pub fn is_selection(plan: &Plan, inventory: &Inventory) -> bool {
-    let map = layer_map(plan, inventory);
-    map.rows.iter().any(|row| row.contains('.') && row.contains(['T', 'A']))
+    layer_map(plan, inventory).chooses()
 }
 
 /// The linear layers that train or have an adapter.

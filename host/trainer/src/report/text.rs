@@ -111,10 +111,13 @@ pub fn memory(bytes: u64) -> String {
     format!("{value:.decimals$} {}", UNITS[unit])
 }
 
-/// Seconds for a person: `8.4 s`, `3 min 20 s`, `2 h 05 min`.
+/// Seconds for a person: `120 ms`, `8.4 s`, `3 min 20 s`, `2 h 05 min`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
+        _ if seconds < 0.000_05 => "0 s".to_string(),
+        _ if seconds < 0.009_95 => format!("{:.1} ms", 1000.0 * seconds),
+        _ if seconds < 0.999_5 => format!("{:.0} ms", 1000.0 * seconds),
         _ if seconds < 59.95 => format!("{seconds:.1} s"),
         0..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
         _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),

@@ -19,7 +19,9 @@ function ticks(low, high, count, { binary = false, clock = false, least = 0 } = 
   if (!(high > low)) return [low];
   let rough = Math.max((high - low) / count, least);
   if (clock && rough > 5) rough = [10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 18000, 36000].find((step) => step >= rough * 0.8) ?? rough;
-  const unit = binary ? 1024 ** Math.floor(Math.log(rough) / Math.log(1024)) : 1;
+  // In the unit in which the largest value is shown.
+  let unit = 1;
+  for (let value = high; binary && value >= 1000; value /= 1024) unit *= 1024;
   const power = unit * 10 ** Math.floor(Math.log10(rough / unit));
   const step = clock && rough >= 10 && rough % 5 === 0 ? rough : power * ([1, 2, 5, 10].find((m) => m * power >= rough * 0.999999) || 10);
   const values = [];
@@ -37,13 +39,29 @@ function extent(values, pad, floor = -Infinity) {
   return [Math.max(floor, low - room), high + room];
 }
 
-// The axes with their labels: `x` and `y` are {low, high, title, show}.
+// Whether a value lies within three times the range of the others, so that it can be drawn beside them.
+function isNear(value, others) {
+  const low = Math.min(...others), high = Math.max(...others), span = high - low || 0.05 * Math.abs(low) || 1;
+  return value >= low - span && value <= high + span;
+}
+
+// Round values of a logarithmic scale: 1, 2 and 5 of each power of ten, or the powers alone where those are many.
+function logTicks(low, high) {
+  const values = [];
+  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power += 1) values.push(...[1, 2, 5].map((m) => Number((m * 10 ** power).toPrecision(12))));
+  const inside = values.filter((value) => value >= low && value <= high);
+  return inside.length > 7 ? inside.filter((value) => /^0*\.?0*1/.test(String(value))) : inside;
+}
+
+// The axes with their labels: `x` and `y` are {low, high, title, show}, `y` logarithmic where it says so.
 function frame(width, height, x, y) {
-  const show = [...ticks(y.low, y.high, 5)].map(y.show);
+  const levels = y.log ? logTicks(y.low, y.high) : ticks(y.low, y.high, 5);
+  const show = levels.map(y.show);
   const left = 12 + 7 * Math.max(...show.map((text) => text.length)), bottom = height - 38;
-  const px = scale(x.low, x.high, left, width - 14), py = scale(y.low, y.high, bottom, 22);
+  const px = scale(x.low, x.high, left, width - 14), along = y.log ? Math.log : (value) => value;
+  const linear = scale(along(y.low), along(y.high), bottom, 22), py = (value) => linear(along(value));
   const group = s("g", { "aria-hidden": "true" });
-  for (const value of ticks(y.low, y.high, 5)) {
+  for (const value of levels) {
     group.append(s("line", { class: "axis", x1: left, x2: width - 10, y1: py(value), y2: py(value) }),
       s("text", { x: left - 7, y: py(value) + 4, "text-anchor": "end" }, y.show(value)));
   }
@@ -130,9 +148,12 @@ function curves(rows) {
     const height = Math.round(Math.min(400, Math.max(280, width * 0.4)));
     const seen = drawn.filter((row) => !hidden.has(row.name));
     const all = (seen.length ? seen : drawn).flatMap((row) => row.curve);
-    const [low, high] = extent(all.map((p) => p.loss), 0.04, 0);
+    const losses = all.map((p) => p.loss), least = Math.min(...losses), most = Math.max(...losses);
+    // Where losses fall far, what tells methods apart is a fraction of where they began.
+    const log = least > 0 && most > 8 * least;
+    const [low, high] = log ? [least / 1.15, most * 1.15] : extent(losses, 0.04, 0);
     const x = { low: 0, high: Math.max(...all.map((p) => p[by])), title: by === "step" ? "steps" : "seconds of training", show: grouped, ticks: { least: 1 } };
-    const { group, px, py, left, bottom } = frame(width, height, x, { low, high, title: "training loss, nats a token", show: trimmed });
+    const { group, px, py, left, bottom } = frame(width, height, x, { low, high, log, title: `training loss, nats a token${log ? ", logarithmic" : ""}`, show: trimmed });
     const cursor = s("line", { class: "zero", y1: 22, y2: bottom, visibility: "hidden" });
     const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "training loss" }, group, cursor);
     for (const row of seen) {

@@ -42,7 +42,7 @@ function bytes(value) {
 }
 
 function duration(seconds) {
-  if (seconds < 0.00005) return "< 0.1 ms";
+  if (seconds < 0.00005) return seconds > 0 ? "< 0.1 ms" : "0 s";
   if (seconds < 0.9995) return (1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0) + " ms";
   if (seconds < 59.95) return seconds.toFixed(1) + " s";
   const whole = Math.round(seconds), two = (n) => String(n).padStart(2, "0");
@@ -60,6 +60,10 @@ function compact(value) {
   }
   return String(value);
 }
+
+// A score as people write it.
+const SCORES = { macro_f1: "macro-F1", ece: "calibration error", rouge_1: "ROUGE-1", rouge_2: "ROUGE-2", rouge_l: "ROUGE-L" };
+const titled = (score) => SCORES[score] ?? score;
 
 // Every method has its colour; a random control has that of its method, hollow or dashed.
 const METHODS = DATA.methods.map((row, i) => ({ row, i }));

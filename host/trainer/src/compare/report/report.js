@@ -11,10 +11,10 @@ function head() {
   const rates = setup.learning_rates > 1 ? `, ${setup.learning_rates} learning rates a method` : "";
   return h("header", {},
     h("h1", {}, DATA.title),
-    h("p", { class: "lede" }, `${plural(rows.filter((row) => !isControl(row)).length, "method")} on the same data, in the same order, with the same budget. Learning rates were chosen on validation data, scores measured on ${grouped(setup.test_examples)} test examples.`),
+    h("p", { class: "lede" }, `${plural(rows.filter((row) => !isControl(row)).length, "method")} on the same data, in the same order, with the same budget. ${setup.learning_rates > 1 ? "Learning rates were chosen on validation data, scores" : "Scores were"} measured on ${grouped(setup.test_examples)} test examples.`),
     h("dl", { class: "facts" },
       fact("model", setup.model.split("/").slice(-2).join("/")), fact("parameters", compact(setup.parameters)), fact("task", setup.task),
-      fact("score", `${setup.score}, ${setup.better} is better`), fact("training", setup.budget + (setup.memory_budget_bytes ? `, at most ${bytes(setup.memory_budget_bytes)}` : "")),
+      fact("score", `${titled(setup.score)}, ${setup.better} is better`), fact("training", setup.budget + (setup.memory_budget_bytes ? `, at most ${bytes(setup.memory_budget_bytes)}` : "")),
       fact("search", plural(setup.seeds.length, "seed") + rates), fact("machine", gpus.length ? gpus.join("; ") : setup.machine.cpu ?? setup.machine.platform), fact("made", DATA.made.slice(0, 10))));
 }
 
@@ -44,12 +44,14 @@ function finding(paired, against) {
 function whiskers() {
   const ends = scored.flatMap((row) => [row.score.mean, row.score.interval?.low ?? row.score.mean, row.score.interval?.high ?? row.score.mean]);
   const baseScore = base.scores[setup.score];
-  const [low, high] = extent([...ends, ...(missing(baseScore) ? [] : [baseScore])], 0.04);
+  // A model that is far below would press everything else into a corner.
+  const seen = !missing(baseScore) && isNear(baseScore, ends);
+  const [low, high] = extent([...ends, ...(seen ? [baseScore] : [])], 0.04);
   const px = scale(low, high, 6, 134);
   return (row) => {
     const { mean, interval } = row.score;
     const mark = s("svg", { viewBox: "0 0 140 26", style: { width: "140px" } },
-      !missing(baseScore) && s("line", { class: "zero", x1: px(baseScore), x2: px(baseScore), y1: 2, y2: 24 }),
+      seen && s("line", { class: "zero", x1: px(baseScore), x2: px(baseScore), y1: 2, y2: 24 }),
       interval && s("line", { x1: px(interval.low), x2: px(interval.high), y1: 13, y2: 13, stroke: colour(row), "stroke-width": 2 }),
       s("circle", { cx: px(mean), cy: 13, r: 4.5, fill: isControl(row) ? "var(--paper)" : colour(row), stroke: colour(row), "stroke-width": 2 }));
     const each = row.seeds.map((seed) => `seed ${seed.seed}: ${or(seed.scores[setup.score], number)}`);
@@ -66,19 +68,20 @@ function columns() {
   const whisker = whiskers();
   const others = Object.keys(scored[0]?.scores ?? {}).filter((name) => name !== setup.score && ["accuracy", "macro_f1", "ece", "rouge_1", "rouge_2", "rouge_l", "loss"].includes(name));
   const list = [
-    [setup.score, (r) => r.score?.mean, (r) => h("strong", {}, number(r.score.mean)), () => or(base.scores[setup.score], number), `mean over ${plural(setup.seeds.length, "seed")}`],
-    ["95 % interval", (r) => r.score?.mean, whisker, () => "", "over seeds; the dashed line is the untouched model", "whisker"],
+    [titled(setup.score), (r) => r.score?.mean, (r) => h("strong", {}, number(r.score.mean)), () => or(base.scores[setup.score], number), `mean over ${plural(setup.seeds.length, "seed")}`],
+    ["95 % interval", (r) => r.score?.mean, whisker, () => "", "over seeds; the dashed line, where it is near, is the untouched model", "whisker"],
     ["against the baseline", (r) => r.vs_baseline?.difference, (r) => finding(r.vs_baseline), () => "–", `against ${setup.baseline}: paired over seeds and test examples`, "left"],
     ["memory", (r) => r.memory.measured_bytes, (r) => bytes(r.memory.measured_bytes), () => "–", "the most that training held"],
+    ["predicted", (r) => r.memory.predicted_bytes, (r) => bytes(r.memory.predicted_bytes), () => "–", "the memory that was predicted before training", "extra"],
     ["tokens/s", (r) => r.tokens_per_s, (r) => grouped(r.tokens_per_s), () => "–", "while training"],
     ["training", (r) => r.train_s, (r) => duration(r.train_s), () => "–", "seconds of training steps, mean over seeds"],
-    ["choosing", (r) => r.selection?.seconds, (r) => duration(r.selection.seconds), () => "–", "time to make the plan, statistics of the weights included"],
+    ["choosing", (r) => r.selection?.seconds, (r) => duration(r.selection.seconds) + or(r.selection.memory_bytes, (held) => `, ${bytes(held)}`, ""), () => "–", "time to make the plan, statistics of the weights included, and memory beside the opened model"],
     ["trained", (r) => r.trainable_parameters, share, () => "0", "parameters that train, and their share of the model"],
     ["deployed", (r) => r.deployed?.bytes, (r) => `${bytes(r.deployed.bytes)} ${r.deployed.what}`, () => "–", "an adapter goes beside the base model"],
     ["first token", (r) => timing(r, "first_token_s"), (r) => duration(timing(r, "first_token_s")), () => or(base.latency[0]?.first_token_s, duration), "latency of the deployed result, adapters merged", "extra"],
     ["a token", (r) => timing(r, "next_token_s"), (r) => duration(timing(r, "next_token_s")), () => or(base.latency[0]?.next_token_s, duration), "each token after the first", "extra"],
     ["forgetting", (r) => r.forgetting?.mean, (r) => signed(r.forgetting.mean), () => "", "rise of the loss on general text, nats a token"],
-    ...others.map((name) => [name, (r) => r.scores[name]?.mean, (r) => number(r.scores[name].mean), () => or(base.scores[name], number), "on the test data", "extra"]),
+    ...others.map((name) => [titled(name), (r) => r.scores[name]?.mean, (r) => number(r.scores[name].mean), () => or(base.scores[name], number), "on the test data", "extra"]),
   ];
   return list.filter(([, key]) => rows.some((row) => !missing(key(row))));
 }
@@ -117,8 +120,8 @@ function costs() {
   if (memory.length === 0 && time.length === 0) return [];
   return [h("h2", {}, "Score against cost"),
     h("p", { class: "note" }, "The dashed line joins the methods that no other beats at their cost. Vertical lines are 95 % intervals over seeds."),
-    h("div", { class: "two" }, memory.length > 0 && scatter(`${setup.score} against peak memory`, memory, "peak memory", bytes, setup.score, baseScore, { binary: true }),
-      time.length > 0 && scatter(`${setup.score} against training time`, time, "training time", duration, setup.score, baseScore, { clock: true }))];
+    h("div", { class: "two" }, memory.length > 0 && scatter(`${titled(setup.score)} against peak memory`, memory, "peak memory", bytes, titled(setup.score), baseScore, { binary: true }),
+      time.length > 0 && scatter(`${titled(setup.score)} against training time`, time, "training time", duration, titled(setup.score), baseScore, { clock: true }))];
 }
 
 function layers() {
@@ -135,7 +138,7 @@ function rates() {
   const tried = rows.filter((row) => row.tried.some((t) => !missing(t.validation)));
   if (tried.length === 0) return [];
   const most = Math.max(...tried.map((row) => row.tried.length));
-  return [h("h2", {}, "Learning rates"), h("p", { class: "note" }, `Mean ${setup.score} on the validation data. The best one of each method went to the test.`),
+  return [h("h2", {}, "Learning rates"), h("p", { class: "note" }, `Mean ${titled(setup.score)} on the validation data. The best one of each method went to the test.`),
     h("div", { class: "wide" }, h("table", {}, h("tbody", {}, tried.map((row) => h("tr", {}, h("th", { scope: "row" }, swatch(row), row.name),
       Array.from({ length: most }, (_, i) => row.tried[i]).map((t) => h("td", {}, t && [h("span", { class: "lede" }, rate(t.lr) + "  "), h(t.lr === row.lr ? "strong" : "span", {}, or(t.validation, number)), t.lr === row.lr && h("span", { class: "tag good" }, "chosen")])))))))];
 }

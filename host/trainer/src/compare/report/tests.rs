@@ -115,6 +115,52 @@ fn a_difference_that_seeds_show_and_the_judgement_leaves_open_has_its_reason() {
 }
 
 #[test]
+fn the_best_mean_says_when_it_is_not_told_apart() {
+    let mut methods = vec![row("A", 0.80, 1000, 1.0), row("B", 0.81, 1005, 1.0), row("C", 0.70, 3000, 2.0)];
+    methods[1]["vs_baseline"] = paired(0.01, "undecided");
+    methods[2]["tokens_per_s"] = 50.0.into();
+    let mut found = report(methods);
+    let supported = said(&found, StatementKind::Supported);
+    assert!(supported[0].ends_with("; the untouched model has 0.2000; it is not told apart from A."), "{supported:?}");
+    assert!(supported.contains(&"B trained fastest, 100 tokens a second; C slowest, 50."), "{supported:?}");
+    // Within 1 % of each other: neither is the one that needs the least.
+    assert!(supported.contains(&"A and B need the least memory, 0.98 KiB; C the most, 2.93 KiB."), "{supported:?}");
+    found.setup.jobs = 4;
+    found.summary = words::summary(&found);
+    let open = said(&found, StatementKind::Open);
+    assert!(open.iter().any(|said| said.ends_with("slowest, 50, while 4 runs shared the machine.")), "{open:?}");
+}
+
+#[test]
+fn what_choosing_costs_is_said_of_methods_that_choose() {
+    let mut methods = vec![row("all", 0.8, 1, 1.0), row("some", 0.8, 1, 1.0)];
+    for (method, layers) in methods.iter_mut().zip(["AAAA", "T..T"]) {
+        method["selection"] = json!({ "seconds": 0.125, "memory_bytes": 3 << 20, "plan_hash": "h" });
+        method["layers"] = json!({ "roles": ["q_proj"], "rows": [layers], "others": [] });
+    }
+    let report = report(methods);
+    let supported = said(&report, StatementKind::Supported);
+    let told = "To choose the layers, once, some takes 125 ms and 3.00 MiB, beside the opened model.";
+    assert!(supported.contains(&told), "{supported:?}");
+    assert!(markdown(&report).contains("| 125 ms, 3.00 MiB |"), "{}", markdown(&report));
+}
+
+#[test]
+fn scores_have_the_names_that_people_write_and_intervals_their_wider_half() {
+    let mut clipped = row("A", 0.98, 1, 1.0);
+    clipped["score"]["interval"] = json!({ "low": 0.90, "high": 1.0 });
+    clipped["latency"] =
+        json!([{ "form": "merged", "first_token_s": 0.02, "next_token_s": 0.004, "prompt_tokens": 8 }]);
+    let mut report = report(vec![clipped]);
+    report.setup.score = "rouge_l".into();
+    report.summary = words::summary(&report);
+    assert!(said(&report, StatementKind::Supported)[0].contains("the best mean ROUGE-L"));
+    let markdown = markdown(&report);
+    assert!(markdown.contains("| method | ROUGE-L |") && markdown.contains("0.9800 ± 0.0800"), "{markdown}");
+    assert!(markdown.contains("| A | adapter merged | 20 ms | 4.0 ms |"), "{markdown}");
+}
+
+#[test]
 fn methods_without_a_score_are_said_to_have_none() {
     let mut failed = row("B", 0.0, 0, 0.0);
     failed["score"] = Value::Null;

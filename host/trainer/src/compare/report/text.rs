@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use super::super::agreement::LayerMap;
+use super::super::job::{PlanCost, Timing};
 use super::super::stats::Finding;
-use super::words::{number, signed};
+use super::words::{number, signed, title};
 use super::{Report, Row, StatementKind, Status};
 use crate::report::text::{duration, grouped, memory};
 
@@ -17,7 +19,8 @@ struct Column {
 fn score(_: &Report, row: &Row) -> String {
     match (row.status, row.score) {
         (Status::Ok, Some(score)) => {
-            let half = score.interval.map(|interval| (interval.high - interval.low) / 2.0);
+            // An interval that ends where the scale does is wider on the other side.
+            let half = score.interval.map(|interval| (interval.high - score.mean).max(score.mean - interval.low));
             format!("{}{}", number(score.mean), half.map_or(String::new(), |half| format!(" ± {}", number(half))))
         }
         (Status::OutOfMemory, _) => "out of memory".into(),
@@ -36,6 +39,12 @@ fn against(row: &Row) -> String {
     format!("{}{word}", signed(paired.difference))
 }
 
+/// Time, and memory where it was measured.
+fn choosing(cost: &PlanCost) -> String {
+    let held = cost.memory_bytes.map_or(String::new(), |bytes| format!(", {}", memory(bytes)));
+    format!("{}{held}", duration(cost.seconds))
+}
+
 fn dash() -> String {
     "–".to_string()
 }
@@ -47,7 +56,7 @@ fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
 fn columns(report: &Report) -> Vec<Column> {
     let mut columns = vec![
         Column {
-            title: report.setup.score.clone(),
+            title: title(&report.setup.score).to_string(),
             of: score,
             of_base: |report| or_dash(report.base.scores.get(&report.setup.score).copied(), number),
         },
@@ -62,7 +71,7 @@ fn columns(report: &Report) -> Vec<Column> {
         Column { title: "training".into(), of: |_, row| or_dash(row.train_s, duration), of_base: |_| dash() },
         Column {
             title: "choosing".into(),
-            of: |_, row| or_dash(row.selection.as_ref(), |cost| duration(cost.seconds)),
+            of: |_, row| or_dash(row.selection.as_ref(), choosing),
             of_base: |_| dash(),
         },
         Column {
@@ -153,18 +162,22 @@ pub fn markdown(report: &Report) -> String {
     // Writing to a string can't fail.
     let _ = writeln!(
         out,
-        "{} on {} test examples, {}; {} and {} a method; learning rates chosen on validation data; {}.\n",
+        "{} on {} test examples, {}; {} and {} a method{}; {}.\n",
         plain(&setup.task),
         setup.test_examples,
         plain(&setup.budget),
         count(setup.seeds.len(), "seed"),
         count(setup.learning_rates, "learning rate"),
+        if setup.learning_rates > 1 { ", chosen on validation data" } else { "" },
         plain(&machine(setup))
     );
-    let line = |row: &[String]| format!("| {} |\n", row.iter().map(|cell| plain(cell)).collect::<Vec<_>>().join(" | "));
-    out.push_str(&line(&titles));
-    out.push_str(&line(&titles.iter().map(|_| "---".to_string()).collect::<Vec<_>>()));
-    rows.iter().for_each(|row| out.push_str(&line(row)));
+    out.push_str(&rows_of(&titles, &rows));
+    let failed = report.methods.iter().any(|row| row.status != Status::Ok);
+    let _ = writeln!(
+        out,
+        "\n± is half of the 95 % interval over seeds, – what is not there{}.",
+        if failed { "; why a method has no score stands below" } else { "" }
+    );
     for (kind, title) in [
         (StatementKind::Supported, "What the numbers support"),
         (StatementKind::Open, "What they leave open"),
@@ -176,6 +189,8 @@ pub fn markdown(report: &Report) -> String {
             statements.for_each(|statement| out.push_str(&format!("* {}\n", plain(&statement.text))));
         }
     }
+    out.push_str(&speeds(report));
+    out.push_str(&agreement(report));
     let _ = writeln!(out, "\n## To repeat it\n");
     for (name, version) in &setup.versions {
         let _ = writeln!(out, "* {} {}", plain(name), plain(version));
@@ -196,6 +211,58 @@ pub fn markdown(report: &Report) -> String {
     let fence = "`".repeat(longest_run(&setup.configuration, '`').max(2) + 1);
     let _ = writeln!(out, "\n{fence}toml\n{}\n{fence}", setup.configuration.trim_end());
     out
+}
+
+/// A table: titles, a line, rows.
+fn rows_of(titles: &[String], rows: &[Vec<String>]) -> String {
+    let line = |row: &[String]| format!("| {} |\n", row.iter().map(|cell| plain(cell)).collect::<Vec<_>>().join(" | "));
+    let under = titles.iter().map(|_| "---".to_string()).collect::<Vec<_>>();
+    [line(titles), line(&under)].into_iter().chain(rows.iter().map(|row| line(row))).collect()
+}
+
+/// How fast each result writes, in each form that it can be deployed in; nothing where nothing was timed.
+fn speeds(report: &Report) -> String {
+    let line = |name: &str, timing: &Timing| -> Vec<String> {
+        let form = match timing.form.as_str() {
+            "adapter" => "adapter beside the weights",
+            "merged" => "adapter merged",
+            _ => "weights",
+        };
+        vec![name.into(), form.into(), duration(timing.first_token_s), duration(timing.next_token_s)]
+    };
+    let base = report.base.latency.iter().map(|timing| line("untouched model", timing));
+    let of_rows = report.methods.iter().flat_map(|row| row.latency.iter().map(|timing| line(&row.name, timing)));
+    let rows: Vec<Vec<String>> = base.chain(of_rows).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let titles = ["method", "deployed as", "first token", "each after it"].map(String::from);
+    format!("\n## Speed of the result\n\n{}", rows_of(&titles, &rows))
+}
+
+/// How far the methods' choices of layers agree; nothing where no method chooses.
+fn agreement(report: &Report) -> String {
+    let chooses = |name: &&String| {
+        let row = report.methods.iter().find(|row| row.name == **name);
+        row.and_then(|row| row.layers.as_ref()).is_some_and(LayerMap::chooses)
+    };
+    let agreement = &report.agreement;
+    let named = || agreement.methods.iter().enumerate().filter(|(_, name)| chooses(name));
+    if named().count() < 2 {
+        return String::new();
+    }
+    let titles: Vec<String> = std::iter::once(String::new()).chain(named().map(|(_, name)| name.clone())).collect();
+    let share = |i: usize, j: usize| {
+        let value = agreement.overlap.get(i).and_then(|row| row.get(j)).copied();
+        or_dash(value, |value| format!("{:.0} %", 100.0 * value))
+    };
+    let rows: Vec<Vec<String>> = named()
+        .map(|(i, name)| std::iter::once(name.clone()).chain(named().map(|(j, _)| share(i, j))).collect())
+        .collect();
+    format!(
+        "\n## Which layers: of what either of two choices trains, the share that both do\n\n{}",
+        rows_of(&titles, &rows)
+    )
 }
 
 fn count(n: usize, what: &str) -> String {

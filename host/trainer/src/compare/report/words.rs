@@ -1,10 +1,11 @@
 //! The summary: what the numbers support, what they leave open, and what to know before drawing conclusions.
 
+use super::super::agreement::LayerMap;
 use super::super::score::Better;
 use super::super::stats::{Finding, Interval, Paired};
 use super::{Report, Row, Statement, StatementKind, Status};
 use crate::config::suggest::list;
-use crate::report::text::memory;
+use crate::report::text::{duration, grouped, memory};
 
 /// The sentences, most important first.
 pub fn summary(report: &Report) -> Vec<Statement> {
@@ -13,6 +14,7 @@ pub fn summary(report: &Report) -> Vec<Statement> {
     against_baseline(report, &mut said);
     controls(report, &mut said);
     costs(report, &mut said);
+    choosing(report, &mut said);
     forgetting(report, &mut said);
     cautions(report, &mut said);
     said
@@ -28,6 +30,18 @@ pub fn number(value: f64) -> String {
         large if large >= 100.0 => format!("{value:.1}"),
         medium if medium >= 10.0 => format!("{value:.2}"),
         _ => format!("{value:.4}"),
+    }
+}
+
+/// A score's name as people write it.
+pub fn title(score: &str) -> &str {
+    match score {
+        "macro_f1" => "macro-F1",
+        "ece" => "calibration error",
+        "rouge_1" => "ROUGE-1",
+        "rouge_2" => "ROUGE-2",
+        "rouge_l" => "ROUGE-L",
+        other => other,
     }
 }
 
@@ -65,7 +79,7 @@ fn seeds(report: &Report) -> String {
 
 fn best(report: &Report, said: &mut Vec<Statement>) {
     let name = &report.setup.score;
-    let ranked = ranked(report);
+    let (named, ranked) = (title(name), ranked(report));
     let Some(first) = ranked.first() else {
         return say(said, StatementKind::Caution, "No method has a score.".into());
     };
@@ -81,10 +95,17 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
         .map(|row| row.name.as_str())
         .collect();
     let has = if equal.len() == 1 { "has" } else { "share" };
+    // The best of several means is the best by chance as well as by merit.
+    let apart = match first.vs_baseline.as_ref().map(|paired| paired.finding) {
+        Some(Finding::Undecided) if equal.len() == 1 => {
+            format!("; it is not told apart from {}", report.setup.baseline)
+        }
+        _ => String::new(),
+    };
     // One run a method ranks runs, not methods.
     let kind = if report.setup.seeds.len() == 1 { StatementKind::Open } else { StatementKind::Supported };
     let text = format!(
-        "{} {has} the best mean {name} on the test data: {}{spread} over {}{base}.",
+        "{} {has} the best mean {named} on the test data: {}{spread} over {}{base}{apart}.",
         list(&equal),
         number(score),
         seeds(report)
@@ -185,9 +206,10 @@ fn controls(report: &Report, said: &mut Vec<Statement>) {
             Finding::Undecided | Finding::OneSeed => (
                 StatementKind::Open,
                 format!(
-                    "Nothing shows that the layers {} chooses are better than as many drawn at random ({difference}{}).",
+                    "Nothing shows that the layers {} chooses are better than as many drawn at random ({difference}{}{}).",
                     row.name,
-                    paired.interval.map_or(String::new(), |interval| format!("; {}", range(interval)))
+                    paired.interval.map_or(String::new(), |interval| format!("; {}", range(interval))),
+                    doubt(paired)
                 ),
             ),
         };
@@ -195,31 +217,68 @@ fn controls(report: &Report, said: &mut Vec<Statement>) {
     }
 }
 
+/// The most memory that is not worth telling from so much: 1 % more.
+fn alike(bytes: u64) -> u64 {
+    bytes + bytes / 100
+}
+
 fn costs(report: &Report, said: &mut Vec<Statement>) {
     let measured: Vec<(&Row, u64)> =
         report.methods.iter().filter_map(|row| Some((row, row.memory.measured_bytes?))).collect();
-    let least = measured.iter().min_by_key(|(_, bytes)| *bytes);
+    let least = measured.iter().map(|(_, bytes)| *bytes).min();
     let most = measured.iter().max_by_key(|(_, bytes)| *bytes);
-    if let (Some((least, small)), Some((most, large))) = (least, most)
-        && small < large
+    if let (Some(small), Some((most, large))) = (least, most)
+        && alike(small) < *large
     {
+        let names: Vec<&str> =
+            measured.iter().filter(|(_, bytes)| *bytes <= alike(small)).map(|(row, _)| row.name.as_str()).collect();
+        let needs = if names.len() == 1 { "needs" } else { "need" };
         let text = format!(
-            "{} needs the least memory, {}; {} the most, {}.",
-            least.name,
-            memory(*small),
+            "{} {needs} the least memory, {}; {} the most, {}.",
+            list(&names),
+            memory(small),
             most.name,
             memory(*large)
         );
         say(said, StatementKind::Supported, text);
     }
+    let whole = |speed: f64| grouped(speed.round() as u64);
     let timed: Vec<(&Row, f64)> = report.methods.iter().filter_map(|row| Some((row, row.tokens_per_s?))).collect();
     let fast = timed.iter().max_by(|a, b| a.1.total_cmp(&b.1));
     let slow = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
     if let (Some((fast, most)), Some((slow, least))) = (fast, slow)
         && *most > 1.05 * *least
     {
-        let text =
-            format!("{} trains fastest, {most:.0} tokens a second; {} slowest, {least:.0}.", fast.name, slow.name);
+        // What else the machine had to do while one of them trained is unknown then.
+        let (kind, shared) = match report.setup.jobs {
+            0 | 1 => (StatementKind::Supported, String::new()),
+            jobs => (StatementKind::Open, format!(", while {jobs} runs shared the machine")),
+        };
+        let text = format!(
+            "{} trained fastest, {} tokens a second; {} slowest, {}{shared}.",
+            fast.name,
+            whole(*most),
+            slow.name,
+            whole(*least)
+        );
+        say(said, kind, text);
+    }
+}
+
+/// What choosing the layers costs, of the methods that choose.
+fn choosing(report: &Report, said: &mut Vec<Statement>) {
+    let costs: Vec<String> = report
+        .methods
+        .iter()
+        .filter(|row| row.layers.as_ref().is_some_and(LayerMap::chooses))
+        .filter_map(|row| {
+            let cost = row.selection.as_ref()?;
+            let held = cost.memory_bytes.map_or(String::new(), |bytes| format!(" and {}", memory(bytes)));
+            Some(format!("{} takes {}{held}", row.name, duration(cost.seconds)))
+        })
+        .collect();
+    if !costs.is_empty() {
+        let text = format!("To choose the layers, once, {}, beside the opened model.", list(&costs));
         say(said, StatementKind::Supported, text);
     }
 }
