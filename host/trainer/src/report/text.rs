@@ -204,5 +204,6 @@ Next: liftplan generate runs/quickstart
         assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([512, 1 << 20, 999 << 20, 1300 << 20].map(memory), ["512 B", "1.00 MiB", "999 MiB", "1.27 GiB"]);
         assert_eq!([8.44, 59.97, 200.0, 7500.0].map(duration), ["8.4 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]);
+        assert_eq!([0.0, 0.0042, 0.12].map(duration), ["0 s", "4.2 ms", "120 ms"]);
     }
 }
