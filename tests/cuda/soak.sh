@@ -3,36 +3,63 @@
 #
 #     tests/cuda/soak.sh [PROCESSES, 4] [STEPS, 500]
 #
-# Each process trains the tiny model, or with SMOLLM2=<folder, GGUF file or hub id> SmolLM2-135M, from a seed of its own. LIFTPLAN
-# names the binary, CHECKER a program to run it under (compute-sanitizer names the kernel, and takes a hundred times as long).
+# Each process trains the tiny model, or with SMOLLM2=<folder, GGUF file or hub id> SmolLM2-135M, by a method and from a seed of its
+# own: lora, spectrum, qlora, qspectrum, full in turn, or those that METHODS names. LIFTPLAN names the binary, CHECKER a program to run
+# it under (compute-sanitizer names the kernel, and takes a hundred times as long).
+#
+# Where a kernel fails, the driver writes a small dump beside the run's log at no cost to the others; if cuda-gdb is there, what it
+# says of the dump is printed: the kernel, and where in it. Dumps are kept in KEEP, a folder, if that is set.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 processes=${1:-4}
 steps=${2:-500}
 liftplan=${LIFTPLAN:-target/release/liftplan}
+methods=${METHODS:-lora spectrum qlora qspectrum full}
 runs=$(mktemp -d)
+export CUDA_ENABLE_COREDUMP_ON_EXCEPTION=1 CUDA_ENABLE_LIGHTWEIGHT_COREDUMP=1 CUDA_COREDUMP_FILE="$runs/%p.cudacore"
 if [ -n "${SMOLLM2:-}" ]; then
-    set -- examples/smollm2.toml --set "model=\"$SMOLLM2\""
+    from=examples/smollm2.toml
+    model=$SMOLLM2
 else
-    set -- examples/quickstart.toml
+    from=examples/quickstart.toml
+    model=
 fi
+at=$PWD/examples
 seed=1
 while [ "$seed" -le "$processes" ]; do
+    # shellcheck disable=SC2086
+    set -- $methods
+    shift $(((seed - 1) % $#))
+    method=$1
+    case $method in
+    *lora) size="rank = 8" rate=1e-3 ;;
+    full) size= rate=1e-4 ;;
+    *) size="percent = 25" rate=1e-4 ;;
+    esac
+    # The same data and model, another policy at a rate that it can bear.
+    sed "s#= \"models/#= \"$at/models/#; s#= \"data/#= \"$at/data/#; /^rank = /d; /^alpha = /d; s/^lr = .*/lr = $rate/
+        s/^name = \"lora\".*/name = \"$method\"\n$size/" "$from" >"$runs/$seed.toml"
     {
         # shellcheck disable=SC2086
-        ${CHECKER:-} "$liftplan" train "$@" --out "$runs/$seed" --set "device=\"${DEVICE:-cuda}\"" --set "seed=$seed" \
-            --set "train.steps=$steps" --set eval.limit=1 >"$runs/$seed.log" 2>&1
-        echo $? >"$runs/$seed.status"
+        ${CHECKER:-} "$liftplan" train "$runs/$seed.toml" --out "$runs/$seed" --set "device=\"${DEVICE:-cuda}\"" --set "seed=$seed" \
+            ${model:+--set "model=\"$model\""} --set "train.steps=$steps" --set eval.limit=1 >"$runs/$seed.log" 2>&1
+        echo "$? $method" >"$runs/$seed.status"
     } &
     seed=$((seed + 1))
 done
 wait
 failed=0
 for status in "$runs"/*.status; do
-    [ "$(cat "$status")" = 0 ] && continue
+    read -r code method <"$status"
+    [ "$code" = 0 ] && continue
     failed=$((failed + 1))
-    echo "FAIL $(basename "$status" .status):"
+    echo "FAIL $(basename "$status" .status), $method:"
     tail -n 20 "${status%.status}.log" | sed 's/^/    /'
+done
+for dump in "$runs"/*.cudacore; do
+    [ -e "$dump" ] || continue
+    [ -n "${KEEP:-}" ] && mkdir -p "$KEEP" && cp "$dump" "$KEEP"
+    command -v cuda-gdb >/dev/null && cuda-gdb -batch -ex "target cudacore $dump" -ex "info cuda kernels" -ex "bt" 2>&1 | tail -n 20
 done
 echo "$failed of $processes runs of $steps steps failed"
 rm -rf "$runs"
