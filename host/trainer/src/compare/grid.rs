@@ -120,19 +120,25 @@ pub(super) type Planned = (Method, Option<std::result::Result<PlanCost, Failure>
 /// A line of the progress: what goes on, how far it is, and the best so far.
 struct Meter<'a> {
     observer: &'a mut dyn Observer,
+    site: &'a Site<'a>,
     done: u64,
     total: u64,
-    begun: std::time::Instant,
-    /// Cells that this process did, and not an earlier one.
-    worked: u64,
+    /// Seconds of cells, and cells done, when this stage began.
+    stage: (f64, u64),
     best: Option<(f64, String)>,
 }
 
 impl Meter<'_> {
+    /// Time left is reckoned from what the stage's cells took, in this process or an earlier one.
+    fn begin_stage(&mut self) {
+        self.stage = (self.site.cell_seconds(), self.done);
+    }
+
     fn tell(&mut self, doing: &str, ended: Option<&str>) {
-        let since = self.begun.elapsed().as_secs_f64();
-        let left = (self.worked > 0 && self.done < self.total)
-            .then(|| since / self.worked as f64 * (self.total - self.done) as f64);
+        let (seconds, done) = (self.site.cell_seconds() - self.stage.0, self.done - self.stage.1);
+        let remaining = self.total - self.done;
+        let at_once = (self.site.comparison.jobs as u64).clamp(1, remaining.max(1));
+        let left = (done > 0 && remaining > 0).then(|| seconds / done as f64 * remaining as f64 / at_once as f64);
         let best = self.best.as_ref().map(|(_, words)| words.as_str());
         let progress = CellProgress { done: self.done, total: self.total, doing, ended, left_s: left, best };
         self.observer.on(&Event::Cell(&progress));
@@ -171,14 +177,9 @@ pub fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Results> {
         }
     }
     let tests = methods.iter().filter(|(_, cost)| !matches!(cost, Some(Err(_)))).count() * comparison.seeds.len() + 1;
-    let mut meter = Meter {
-        observer,
-        done: 0,
-        total: (wanted.len() + tests) as u64,
-        begun: std::time::Instant::now(),
-        worked: 0,
-        best: None,
-    };
+    let mut meter =
+        Meter { observer, done: 0, total: (wanted.len() + tests) as u64, stage: (0.0, 0), best: None, site };
+    meter.begin_stage();
 
     let name = |&(i, lr, seed): &(usize, f64, u64)| format!("{}, lr {lr}, seed {seed}", methods[i].0.name);
     let train = |item: &(usize, f64, u64)| -> Result<Run> {
@@ -194,7 +195,6 @@ pub fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Results> {
         None => meter.tell(&name(&wanted[i]), None),
         Some(run) => {
             meter.done += 1;
-            meter.worked += 1;
             let words = match &run.outcome {
                 Err(failure) => format!("failed: {}", failure.reason),
                 Ok(Trained { validation: Some(score), .. }) => {
@@ -237,6 +237,7 @@ fn test(
         wanted.extend(result.runs.iter().enumerate().filter(|(_, run)| of_chosen(run)).map(|(j, _)| Some((i, j))));
     }
     meter.total = meter.done + wanted.len() as u64;
+    meter.begin_stage();
     let name = |item: &Option<(usize, usize)>| match item {
         None => "untouched model".to_string(),
         Some((i, j)) => format!("{}, seed {}, test", results[*i].method.name, results[*i].runs[*j].seed),
@@ -258,7 +259,6 @@ fn test(
         None => meter.tell(&name(&wanted[i]), None),
         Some((_, judged)) => {
             meter.done += 1;
-            meter.worked += 1;
             let words = match judged {
                 Err(failure) => format!("failed: {}", failure.reason),
                 Ok(judged) => match judged.scores.get(&comparison.score.name) {

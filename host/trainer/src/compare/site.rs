@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use liftplan_engine::cuda;
 use serde::de::DeserializeOwned;
@@ -28,6 +29,8 @@ pub struct Site<'a> {
     pub store: Store,
     pub base: BaseModel,
     executable_hash: String,
+    /// Milliseconds that the cells took which were asked for so far, whenever they ran.
+    cell_ms: AtomicU64,
 }
 
 impl<'a> Site<'a> {
@@ -38,12 +41,17 @@ impl<'a> Site<'a> {
                 .help("set jobs to 1: runs that share a card take from each other what each of them may have"));
         }
         let executable_hash = store.file_hash(&options.executable)?;
-        Ok(Self { comparison, options, store, base, executable_hash })
+        Ok(Self { comparison, options, store, base, executable_hash, cell_ms: AtomicU64::new(0) })
     }
 
     /// The sha256 of the program.
     pub fn executable_hash(&self) -> &str {
         &self.executable_hash
+    }
+
+    /// Seconds that the cells took which were asked for so far, one after another, also those that an earlier process ran.
+    pub fn cell_seconds(&self) -> f64 {
+        self.cell_ms.load(Ordering::Relaxed) as f64 / 1e3
     }
 
     /// What a cell with this configuration is made from.
@@ -89,6 +97,14 @@ impl<'a> Site<'a> {
 
     /// Runs a child in the cell's directory, unless it has ended before.
     fn run_cell(&self, cell: &Cell, prepare: impl FnOnce() -> Result<Child<'a>>) -> Result<Ended> {
+        let ended = self.end_of(cell, prepare)?;
+        if let Ended::Done { seconds } = &ended {
+            self.cell_ms.fetch_add((seconds * 1e3) as u64, Ordering::Relaxed);
+        }
+        Ok(ended)
+    }
+
+    fn end_of(&self, cell: &Cell, prepare: impl FnOnce() -> Result<Child<'a>>) -> Result<Ended> {
         if let Some(ended) = self.store.ended(cell) {
             return Ok(ended);
         }
