@@ -24,6 +24,16 @@ fn case(name: &'static str, method: Method) -> Case {
     }
 }
 
+/// The case's model with other options.
+fn built(context: &Context, case: &Case, options: Options, values: &Values) -> CudaDecoder {
+    on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, values)
+}
+
+/// Updates of all that trains.
+fn updates(decoder: &CudaDecoder, weight_decay: f64) -> Vec<Update> {
+    (0..decoder.trainables().len()).map(|index| Update { index, lr: 2e-3, weight_decay }).collect()
+}
+
 pub fn check(context: &Context, report: &mut Report) {
     for case in [case("embedding on the host, lora", Method::Lora), case("embedding on the host, qlora", Method::Qlora)]
     {
@@ -58,9 +68,8 @@ fn update_in_backward(context: &Context, case: &Case, report: &mut Report) {
     ] {
         let run = |inside: bool| {
             let options = Options { update_in_backward: inside, ..case.options };
-            let mut decoder = on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, &values);
-            let updates: Vec<Update> =
-                (0..decoder.trainables().len()).map(|index| Update { index, lr: 2e-3, weight_decay: 0.01 }).collect();
+            let mut decoder = built(context, case, options, &values);
+            let updates = updates(&decoder, 0.01);
             let mut numbers = Vec::new();
             for step in 0..6_u32 {
                 let mut batch = batch(case.shape.vocab, step % 2);
@@ -69,22 +78,14 @@ fn update_in_backward(context: &Context, case: &Case, report: &mut Report) {
                 }
                 let scale = 1.0 / batch.target_count().max(1) as f32;
                 decoder.set_dropout(3, u64::from(step));
-                let empty = batch.target_count() == 0;
-                let (loss, norm) = match (inside, empty) {
-                    (true, true) => decoder.accumulate_and_update(&batch, scale, &OPTIONS, &updates).unwrap(),
-                    (true, false) => {
-                        decoder.accumulate_and_update_with(&batch, scale, (&OPTIONS, &updates), &plan).unwrap()
-                    }
-                    (false, _) => {
-                        decoder.clear_grads();
-                        let loss = match empty {
-                            true => decoder.accumulate(&batch, scale).unwrap(),
-                            false => decoder.accumulate_with(&batch, scale, &plan).unwrap(),
-                        };
-                        let norm = decoder.grad_norm().unwrap();
-                        decoder.update(&OPTIONS, &updates, 1.0).unwrap();
-                        (loss, norm)
-                    }
+                let (loss, norm) = if inside {
+                    decoder.accumulate_and_update_with(&batch, scale, (&OPTIONS, &updates), &plan).unwrap()
+                } else {
+                    decoder.clear_grads();
+                    let loss = decoder.accumulate_with(&batch, scale, &plan).unwrap();
+                    let norm = decoder.grad_norm().unwrap();
+                    decoder.update(&OPTIONS, &updates, 1.0).unwrap();
+                    (loss, norm)
                 };
                 numbers.extend([loss.sum, norm]);
             }
@@ -106,7 +107,7 @@ fn update_in_backward(context: &Context, case: &Case, report: &mut Report) {
 /// An adapter whose A is zero and whose B is huge: the loss is a number, and the gradient of A is none. The block above changes.
 fn stops_amid(context: &Context, case: &Case, values: &Values, report: &mut Report) {
     let options = Options { update_in_backward: true, ..case.options };
-    let mut decoder = on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, values);
+    let mut decoder = built(context, case, options, values);
     for (name, number) in [("1.Q.A", 0.0), ("1.Q.B", 1e30)] {
         let matrix = decoder.trainables().iter().find(|trainable| trainable.name == name).unwrap();
         matrix.set_value(context, &vec![number; matrix.len()]).unwrap();
@@ -116,8 +117,7 @@ fn stops_amid(context: &Context, case: &Case, values: &Values, report: &mut Repo
         in_block.map(|trainable| trainable.value(context).unwrap()).collect()
     };
     let before = [0, 1, 2].map(|block| of(&decoder, block));
-    let updates: Vec<Update> =
-        (0..decoder.trainables().len()).map(|index| Update { index, lr: 2e-3, weight_decay: 0.0 }).collect();
+    let updates = updates(&decoder, 0.0);
     let batch = batch(case.shape.vocab, 0);
     let scale = 1.0 / batch.target_count() as f32;
     let error = decoder.accumulate_and_update(&batch, scale, &OPTIONS, &updates).map(|_| ()).unwrap_err().to_string();
@@ -132,9 +132,8 @@ fn stops_amid(context: &Context, case: &Case, values: &Values, report: &mut Repo
 /// A weight that is not a number in the middle block: nothing changes, or nothing but the block above it.
 fn stops(context: &Context, case: &Case, values: &Values, report: &mut Report) {
     let options = Options { update_in_backward: true, ..case.options };
-    let mut decoder = on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, values);
-    let updates: Vec<Update> =
-        (0..decoder.trainables().len()).map(|index| Update { index, lr: 2e-3, weight_decay: 0.0 }).collect();
+    let mut decoder = built(context, case, options, values);
+    let updates = updates(&decoder, 0.0);
     let all = |decoder: &CudaDecoder| -> Vec<(String, Vec<f32>)> {
         decoder.trainables().iter().map(|t| (t.name.clone(), t.value(context).unwrap())).collect()
     };
@@ -156,7 +155,7 @@ fn stops(context: &Context, case: &Case, values: &Values, report: &mut Report) {
 fn embedding_on_host(context: &Context, case: &Case, report: &mut Report) {
     let values = values(case);
     let run = |options: Options| {
-        let mut decoder = on_card(context, &Case { options, shape: case.shape.clone(), ..*case }, &values);
+        let mut decoder = built(context, case, options, &values);
         let mut numbers = Vec::new();
         for step in 0..6_u32 {
             decoder.set_dropout(3, u64::from(step));

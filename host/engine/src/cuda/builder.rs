@@ -129,8 +129,7 @@ impl Builder {
                 self.decoder.trainables[*index].set_value(&context, &wide(data)?)
             }
             Some(Place::Matrix { view, .. }) => {
-                let home = self.decoder.embedding_home.as_ref().filter(|_| slot == (None, Role::Embedding));
-                let put = |values: &[bf16]| match home {
+                let put = |values: &[bf16]| match self.decoder.home(slot) {
                     Some(home) => home.write(values),
                     None => context.upload(*view, values),
                 };
@@ -180,12 +179,10 @@ impl Builder {
         for (purpose, (slot, place)) in places.into_iter().enumerate() {
             let purpose = purpose as u32;
             match place {
-                Place::Matrix { view, .. }
-                    if slot == (None, Role::Embedding) && self.decoder.embedding_home.is_some() =>
-                {
+                Place::Matrix { view, .. } if self.decoder.home(slot).is_some() => {
                     let (whole, _) = self.scratch(view.rows(), view.cols())?;
                     ops::random_normal(&context, Filled::Narrow(whole), spread, seed, purpose)?;
-                    self.decoder.embedding_home.as_ref().map_or(Ok(()), |home| home.fetch(whole))?;
+                    self.decoder.home(slot).map_or(Ok(()), |home| home.fetch(whole))?;
                 }
                 Place::Matrix { view, trained } => {
                     ops::random_normal(&context, Filled::Narrow(view), spread, seed, purpose)?;

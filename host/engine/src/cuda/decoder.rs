@@ -16,7 +16,7 @@ use super::offload::Offload;
 use super::optim::Optimizer;
 use super::plan::{self, StepPlan};
 use super::slab::Slab;
-use super::spec::{ModelShape, Options, Slot};
+use super::spec::{ModelShape, Options, Role, Slot};
 use super::trainable::Trainable;
 use crate::batch::Batch;
 use crate::decoder::LossSum;
@@ -109,6 +109,11 @@ impl Decoder {
         self.slab.bytes() + own.sum::<usize>()
     }
 
+    /// The host's memory that a weight lies in, if it lies there.
+    pub(super) fn home(&self, slot: Slot) -> Option<&Locked> {
+        self.embedding_home.as_ref().filter(|_| slot == (None, Role::Embedding))
+    }
+
     /// Bytes of the host's memory that weights lie in.
     pub fn host_bytes(&self) -> usize {
         self.embedding_home.as_ref().map_or(0, Locked::bytes)
@@ -155,7 +160,10 @@ impl Decoder {
     pub fn accumulate_with(&mut self, batch: &Batch, grad_scale: f32, plan: &StepPlan) -> Result<LossSum> {
         self.expect_own_gradients()?;
         batch.check(self.shape.vocab)?;
-        self.pass_with(batch, grad_scale, plan, None)
+        match batch.target_count() {
+            0 => Ok(LossSum::default()),
+            _ => self.pass_with(batch, grad_scale, plan, None),
+        }
     }
 
     /// A training pass by the plan that the memory at hand allows, with the updates that are made on the way.

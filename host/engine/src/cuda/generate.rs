@@ -99,16 +99,7 @@ impl Decoder {
             this.context.upload(id_view, &ids)?;
             this.context.upload(position_view, &positions)?;
             let documents = Documents::new(View::at(0, 1, 0, 0), Vec::new());
-            let pass = Pass {
-                context: &this.context,
-                documents: &documents,
-                pieces: &[],
-                positions: position_view,
-                table: this.rope_view(),
-                mlp_rows: count,
-                first: true,
-                dropping: None,
-            };
+            let pass = this.forward_pass(&documents, position_view, count);
             let x = arena.low::<bf16>(count, this.shape().hidden, 0)?;
             ops::embed(&this.context, x, this.embedding.view, id_view)?;
             for (layer, block) in this.blocks.iter().enumerate() {

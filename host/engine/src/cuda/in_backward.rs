@@ -108,7 +108,10 @@ impl Decoder {
         plan: &StepPlan,
     ) -> Result<(LossSum, f64)> {
         batch.check(self.shape.vocab)?;
-        self.updating(options, updates, |this, underway| this.pass_with(batch, grad_scale, plan, Some(underway)))
+        self.updating(options, updates, |this, underway| match batch.target_count() {
+            0 => this.update_without_gradients(underway).map(|()| LossSum::default()),
+            _ => this.pass_with(batch, grad_scale, plan, Some(underway)),
+        })
     }
 
     /// Makes a pass with all ready for its updates.

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::arena::Arena;
+use super::attention::Documents;
 use super::block::Pass;
 use super::decoder::{Decoder, Table};
 use super::gemm::{Layout, multiply};
@@ -97,18 +98,28 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// The last block's output, without keeping anything.
-    fn last_hidden(&self, arena: &mut Arena, inputs: &Inputs, tokens: usize) -> Result<View<bf16>> {
-        let pass = Pass {
+    /// A pass that goes forward only, without dropout.
+    pub(super) fn forward_pass<'a>(
+        &'a self,
+        documents: &'a Documents,
+        positions: View<i32>,
+        mlp_rows: usize,
+    ) -> Pass<'a> {
+        Pass {
             context: &self.context,
-            documents: &inputs.documents,
+            documents,
             pieces: &[],
-            positions: inputs.positions,
+            positions,
             table: self.rope_view(),
-            mlp_rows: 4096,
+            mlp_rows,
             first: true,
             dropping: None,
-        };
+        }
+    }
+
+    /// The last block's output, without keeping anything.
+    fn last_hidden(&self, arena: &mut Arena, inputs: &Inputs, tokens: usize) -> Result<View<bf16>> {
+        let pass = self.forward_pass(&inputs.documents, inputs.positions, 4096);
         let mut x = arena.low::<bf16>(tokens, self.shape.hidden, 0)?;
         let mut other = arena.low::<bf16>(tokens, self.shape.hidden, 0)?;
         ops::embed(&self.context, x, self.embedding.view, inputs.ids)?;

@@ -5,13 +5,12 @@ use std::cell::RefCell;
 
 use half::bf16;
 
-use super::block::{Block, Level, Pass};
+use super::block::{Block, Level};
 use super::context::Launch;
 use super::decoder::Decoder;
 use super::kernels::{args, sources::ADAMW};
 use super::memory::View;
 use super::ops;
-use super::optim::{Descriptor, descriptor};
 use super::plan::StepPlan;
 use super::profile::Kind;
 use super::spec::{Role, Slot};
@@ -47,16 +46,7 @@ impl Decoder {
             };
             let inputs = this.upload(arena, batch, 0.0, 1)?;
             let tokens = batch.tokens();
-            let pass = Pass {
-                context,
-                documents: &inputs.documents,
-                pieces: &[],
-                positions: inputs.positions,
-                table: this.rope_view(),
-                mlp_rows: tokens,
-                first: true,
-                dropping: None,
-            };
+            let pass = this.forward_pass(&inputs.documents, inputs.positions, tokens);
             let mut x = arena.low::<bf16>(tokens, this.shape.hidden, 0)?;
             let mut out = arena.low::<bf16>(tokens, this.shape.hidden, 0)?;
             ops::embed(context, x, this.embedding.view, inputs.ids)?;
@@ -106,10 +96,6 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::accumulate`].
     pub fn accumulate_leanest(&mut self, batch: &Batch, grad_scale: f32) -> Result<LossSum> {
-        if batch.target_count() == 0 {
-            batch.check(self.shape.vocab)?;
-            return Ok(LossSum::default());
-        }
         self.accumulate_with(batch, grad_scale, &leanest())
     }
 
@@ -139,14 +125,11 @@ impl Decoder {
     pub fn gradient_sums(&mut self, sum: GradientSum) -> Result<Vec<(usize, f64)>> {
         self.context.bind()?;
         self.settle_grads()?;
-        let all = self.active();
-        let place = self.tables(&all)?;
+        let (all, place) = self.describe_active()?;
         let tables = &self.optimizer.tables[place];
         if tables.count == 0 {
             return Ok(Vec::new());
         }
-        let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
-        self.upload_descriptors(tables, &descriptors)?;
         let parts: View<f64> = tables.sums.view(1, tables.count);
         match sum {
             GradientSum::Squares => self.queue_squares(tables, tables.all(), None)?,

@@ -193,6 +193,15 @@ impl Decoder {
         self.context.upload(tables.descriptors.view(1, bytes.len()), bytes)
     }
 
+    /// Tells the card of all that trains now: their numbers, and the place of their tables.
+    pub(super) fn describe_active(&mut self) -> Result<(Vec<usize>, usize)> {
+        let all = self.active();
+        let place = self.tables(&all)?;
+        let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
+        self.upload_descriptors(&self.optimizer.tables[place], &descriptors)?;
+        Ok((all, place))
+    }
+
     /// Gradients that no pass has written since they were cleared.
     pub(super) fn settle_grads(&mut self) -> Result<()> {
         if std::mem::take(&mut self.fresh) {
@@ -211,11 +220,8 @@ impl Decoder {
         self.expect_own_gradients()?;
         self.context.bind()?;
         self.settle_grads()?;
-        let all = self.active();
-        let place = self.tables(&all)?;
+        let (all, place) = self.describe_active()?;
         let tables = &self.optimizer.tables[place];
-        let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
-        self.upload_descriptors(tables, &descriptors)?;
         self.queue_squares(tables, tables.all(), None)?;
         let norm = self.norm_of(tables, &all)?;
         if let Some(watched) = &mut self.optimizer.watched {

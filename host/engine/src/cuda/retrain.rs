@@ -21,7 +21,7 @@ impl Decoder {
     pub fn adopt(&mut self, slot: Slot, name: &str, storage: Storage) -> Result<(usize, bool)> {
         self.expect_own_gradients()?;
         self.context.bind()?;
-        if slot == (None, Role::Embedding) && self.embedding_home.is_some() {
+        if self.home(slot).is_some() {
             return Err(unfit(slot, "on the card, since it is to train", "in the host's memory"));
         }
         let place = self.places.get(&slot).cloned().ok_or_else(|| unfit(slot, "a weight of this model", "none"))?;

@@ -14,7 +14,7 @@ use super::nf4;
 use super::offload::Event;
 use super::ops;
 use super::packed::Packed;
-use super::spec::{Role, Slot};
+use super::spec::Slot;
 use crate::error::Result;
 
 /// Bytes of a buffer: a copy of so many takes a millisecond, against which its start is nothing.
@@ -75,10 +75,8 @@ impl Builder {
     pub fn upload(&mut self, slot: Slot) -> Result<Option<Upload<'_>>> {
         let (to, then) = match self.decoder.places.get(&slot).cloned() {
             None => return Err(unfit(slot, "a weight of this model", "none")),
-            Some(Place::Matrix { view, trained: None }) => {
-                let at_home = slot == (None, Role::Embedding) && self.decoder.embedding_home.is_some();
-                (view, if at_home { Then::Stay } else { Then::Nothing })
-            }
+            Some(Place::Matrix { view, .. }) if self.decoder.home(slot).is_some() => (view, Then::Stay),
+            Some(Place::Matrix { view, trained: None }) => (view, Then::Nothing),
             Some(Place::Matrix { view, trained: Some(index) }) => {
                 (view, self.decoder.trainables[index].master.map_or(Then::Nothing, Then::Widen))
             }

@@ -98,9 +98,11 @@ impl Decoder {
                     self.offload.before_backward(context, at, away)?;
                 }
                 let before = arena.mark();
-                let window = arena.high::<u8>(1, block.window_bytes, 0)?.ptr();
-                let grads =
-                    Grads { trainables: &self.trainables, window: if block.window_bytes > 0 { window } else { 0 } };
+                let window = match block.window_bytes {
+                    0 => 0,
+                    bytes => arena.high::<u8>(1, bytes, 0)?.ptr(),
+                };
+                let grads = Grads { trainables: &self.trainables, window };
                 let goes_on = block.backward(&pass, arena, grads, d, &block_kept, need_below)?;
                 if let Gradients::Used(underway) = gradients {
                     underway.update(self, Some(i), grads.window)?;

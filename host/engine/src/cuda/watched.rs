@@ -5,7 +5,7 @@ use super::context::Launch;
 use super::decoder::Decoder;
 use super::kernels::{args, sources::ADAMW};
 use super::memory::{Buffer, View};
-use super::optim::{CHUNK, Descriptor, descriptor};
+use super::optim::CHUNK;
 use super::profile::Kind;
 use super::trainable::Trainable;
 use crate::error::Result;
@@ -68,14 +68,11 @@ impl Decoder {
             return Ok(());
         }
         self.make_watched()?;
-        let all = self.active();
-        let place = self.tables(&all)?;
+        let (_, place) = self.describe_active()?;
         let tables = &self.optimizer.tables[place];
         let Some(before) = self.optimizer.watched.as_ref().and_then(|watched| watched.before.as_ref()) else {
             return Ok(());
         };
-        let descriptors: Vec<Descriptor> = all.iter().map(|&index| descriptor(&self.trainables[index])).collect();
-        self.upload_descriptors(tables, &descriptors)?;
         self.context.kind(Kind::Optimizer);
         let [tensors, chunks] = [tables.descriptors.view::<u8>(1, 1), tables.chunks.view::<u8>(1, 1)];
         let launch = Launch::new(tables.count, 256);
