@@ -259,9 +259,14 @@ fn swiglus(bench: &mut Bench<'_>, report: &mut Report) {
         ops::swiglu(bench.context, out, gate_up).unwrap();
         report.compare(&format!("swiglu: forward {rows}x{n}"), &bench.get(out), &y, BF16);
         let d = bench.narrow(rows, n, 0, &dy);
-        ops::swiglu_backward(bench.context, gate_up, d).unwrap();
-        report.compare(&format!("swiglu: backward {rows}x{n}"), &bench.get(gate_up), &d_both, BF16);
+        ops::swiglu_backward(bench.context, gate_up, d, true).unwrap();
+        let found = bench.get(gate_up);
+        report.compare(&format!("swiglu: backward {rows}x{n}"), &found, &d_both, BF16);
         report.compare(&format!("swiglu: activation again {rows}x{n}"), &bench.get(d), &y, BF16);
+        let (gate_up, d) = (bench.narrow(rows, 2 * n, 64, &both), bench.narrow(rows, n, 0, &dy));
+        ops::swiglu_backward(bench.context, gate_up, d, false).unwrap();
+        report.compare(&format!("swiglu: backward alone {rows}x{n}"), &bench.get(gate_up), &found, 0.0);
+        report.compare(&format!("swiglu: its gradient left alone {rows}x{n}"), &bench.get(d), &dy, 0.0);
     }
 }
 

@@ -122,11 +122,11 @@ impl Block {
                 }
                 (None, None) => return Ok(false),
             };
-            // The gradient of the activation, and in its place the activation.
+            // The gradient of the activation, and in its place the activation, if gradients of weights read it.
             let activation = arena.high::<bf16>(rows, self.intermediate, 0)?;
             self.down.lower_gradient(context, down_weight, d)?;
             self.down.input_gradient(context, arena, down_weight, d, activation, dropping)?;
-            ops::swiglu_backward(context, gate_up, activation)?;
+            ops::swiglu_backward(context, gate_up, activation, self.down.trains())?;
             let low = kept.low_down.map(|low| low.slice_rows(first, rows));
             self.down.weight_gradients(context, arena, grads, d, activation, low, is_first, dropping)?;
             let d_gate_up = gate_up;

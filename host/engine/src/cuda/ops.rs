@@ -243,14 +243,14 @@ pub fn swiglu(context: &Context, y: View<bf16>, gate_up: View<bf16>) -> Result<(
     context.launch(&sources::SWIGLU, &[], "swiglu_forward", eights(y.rows(), n), arguments)
 }
 
-/// Replaces gate and up by their gradients, and `dy` by the activation.
+/// Replaces gate and up by their gradients, and with `again` `dy` by the activation; else it stays.
 ///
 /// # Errors
 /// When the launch fails.
-pub fn swiglu_backward(context: &Context, gate_up: View<bf16>, dy: View<bf16>) -> Result<()> {
+pub fn swiglu_backward(context: &Context, gate_up: View<bf16>, dy: View<bf16>, again: bool) -> Result<()> {
     context.kind(Kind::Activation);
     let n = dy.cols();
-    let arguments = args![gate_up, dy, n, n, gate_up.stride(), dy.stride()];
+    let arguments = args![gate_up, dy, n, n, gate_up.stride(), dy.stride(), i32::from(again)];
     context.launch(&sources::SWIGLU, &[], "swiglu_backward", eights(dy.rows(), n), arguments)
 }
 
