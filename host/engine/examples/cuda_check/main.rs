@@ -3,17 +3,21 @@
 //!     cargo run --release -p liftplan-engine --example cuda_check -- check
 //!     cargo run --release -p liftplan-engine --example cuda_check -- bench [--rows lora-2048x4,qlora-512x1] [--profile] [--unordered]
 //!     cargo run --release -p liftplan-engine --example cuda_check -- plans [--rows …] [--unordered]
+//!     cargo run --release -p liftplan-engine --example cuda_check -- limits [--methods lora,qlora] [--budgets 8,24] [--dry]
 //!     cargo run --release -p liftplan-engine --example cuda_check -- products
 //!
 //! `check` compares every operation with the CPU's, and tiny models' training with the CPU engine; `bench` runs the
-//! work of `host/docs/gpu.md`, `plans` shows without a card how it is planned; `products` measures the matrix products of a block.
+//! work of `host/docs/gpu.md`, `plans` shows without a card how it is planned; `limits` finds out what cards of 8 to 80 GB train by taking
+//! no more of the one at hand, or plans it (`--dry`); `products` measures the matrix products of a block.
 #![allow(clippy::unwrap_used)]
 
 mod bench;
 mod lean;
+mod limits;
 mod model;
 mod ops;
 mod products;
+mod work;
 
 use liftplan_engine::cuda::Context;
 
@@ -26,6 +30,12 @@ fn main() {
     if command == "plans" {
         bench::plans(&rows, given("--unordered"));
         return;
+    }
+    let limits = |context: &Context| {
+        limits::run(context, &option("--methods").unwrap_or_default(), &option("--budgets").unwrap_or_default())
+    };
+    if command == "limits" && given("--dry") {
+        std::process::exit(i32::from(limits(&Context::dry((9, 0)))));
     }
     let context = match Context::new(option("--device").map_or(0, |device| device.parse().unwrap_or(0))) {
         Ok(context) => context,
@@ -50,12 +60,13 @@ fn main() {
             !report.failed.is_empty() || report.done == 0
         }
         "bench" => bench::run(&context, &rows, given("--profile"), given("--unordered")),
+        "limits" => limits(&context),
         "products" => {
             products::run(&context);
             false
         }
         other => {
-            eprintln!("error: unknown command `{other}`: check, bench, plans or products");
+            eprintln!("error: unknown command `{other}`: check, bench, plans, limits or products");
             true
         }
     };
