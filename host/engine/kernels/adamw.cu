@@ -252,17 +252,28 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
 
 static __device__ __forceinline__ bool not_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) == 0x7f800000u; }
 
+// Calls each(at) for those of a chunk's elements that are this thread's.
+template <typename Each>
+static __device__ __forceinline__ void walk(const Tensor& t, uint2 chunk, Each each) {
+    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
+    for (u64 at = first + threadIdx.x; at < last; at += 256) each(at);
+}
+
+static __device__ __forceinline__ float gradient_at(const Tensor& t, u64 gradient, u64 at) {
+    return t.flags & 1 ? f32_of(reinterpret_cast<const bf16*>(gradient)[at]) : reinterpret_cast<const float*>(gradient)[at];
+}
+
 // sums[chunk] = Σ g² over the chunk. A sum that is not finite sets *stop, if it is given.
 extern "C" __global__ void __launch_bounds__(256) grad_squares(
     double* sums, const Tensor* tensors, const uint2* chunks, u64 window, u32* stop) {
     uint2 chunk = chunks[blockIdx.x];
     const Tensor& t = tensors[chunk.x];
-    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements), gradient = gradient_of(t, window);
+    u64 gradient = gradient_of(t, window);
     float sum = 0.f;
-    for (u64 at = first + threadIdx.x; at < last; at += 256) {
-        float g = t.flags & 1 ? f32_of(reinterpret_cast<const bf16*>(gradient)[at]) : reinterpret_cast<const float*>(gradient)[at];
+    walk(t, chunk, [&](u64 at) {
+        float g = gradient_at(t, gradient, at);
         sum += g * g;
-    }
+    });
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
         sums[blockIdx.x] = sum;
@@ -287,12 +298,8 @@ static __device__ __forceinline__ float value_of(const Tensor& t, u64 at) {
 extern "C" __global__ void __launch_bounds__(256) weighted_gradients(double* sums, const Tensor* tensors, const uint2* chunks) {
     uint2 chunk = chunks[blockIdx.x];
     const Tensor t = tensors[chunk.x];
-    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
     float sum = 0.f;
-    for (u64 at = first + threadIdx.x; at < last; at += 256) {
-        float g = t.flags & 1 ? f32_of(reinterpret_cast<const bf16*>(t.grad)[at]) : reinterpret_cast<const float*>(t.grad)[at];
-        sum += fabsf(g * value_of(t, at));
-    }
+    walk(t, chunk, [&](u64 at) { sum += fabsf(gradient_at(t, t.grad, at) * value_of(t, at)); });
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
@@ -345,9 +352,7 @@ extern "C" __global__ void random_normal(
 extern "C" __global__ void __launch_bounds__(256) keep_values(float* before, const Tensor* tensors, const uint2* chunks) {
     uint2 chunk = chunks[blockIdx.x];
     const Tensor t = tensors[chunk.x];
-    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
-    for (u64 at = first + threadIdx.x; at < last; at += 256)
-        before[(u64)blockIdx.x * 8192 + (at - first)] = value_of(t, at);
+    walk(t, chunk, [&](u64 at) { before[(u64)blockIdx.x * 8192 + at % 8192] = value_of(t, at); });
 }
 
 // sums[chunk] = the squared distance of the chunk's values from those before.
@@ -356,12 +361,11 @@ extern "C" __global__ void __launch_bounds__(256) distances(
     __shared__ double parts[256];
     uint2 chunk = chunks[blockIdx.x];
     const Tensor t = tensors[chunk.x];
-    u64 first = (u64)chunk.y * 8192, last = min(first + 8192, t.elements);
     double sum = 0.;
-    for (u64 at = first + threadIdx.x; at < last; at += 256) {
-        double moved = (double)value_of(t, at) - (double)before[(u64)blockIdx.x * 8192 + (at - first)];
+    walk(t, chunk, [&](u64 at) {
+        double moved = (double)value_of(t, at) - (double)before[(u64)blockIdx.x * 8192 + at % 8192];
         sum += moved * moved;
-    }
+    });
     parts[threadIdx.x] = sum;
     for (int half = 128; half; half >>= 1) {
         __syncthreads();
