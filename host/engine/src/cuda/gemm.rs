@@ -75,9 +75,11 @@ unsafe impl Send for Gemm {}
 
 /// Scratch memory of the products: what cuBLAS recommends for Hopper.
 pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
-/// How many algorithms are asked for, and from which work on they are compared.
+/// How many algorithms are asked for, and from which work on they are compared: some 20 µs, by operations or by traffic. Texts
+/// of unlike length bring new shapes at every step, and comparing costs 48 products.
 const PROPOSALS: usize = 8;
-const TUNED_FROM_FLOP: f64 = 2e9;
+const TUNED_FROM_FLOP: f64 = 1.5e10;
+const TUNED_FROM_BYTES: usize = 64_000_000;
 
 fn lt(doing: &str, status: sys::cublasStatus_t) -> Result<()> {
     match status {
@@ -313,7 +315,9 @@ pub fn multiply<T: Output>(
         // A product that reads what it writes cannot be repeated.
         let repeatable = c.ptr() != out.ptr() || !key.adds;
         let flop = 2.0 * m as f64 * n as f64 * inner_a as f64;
-        if !planned.tuned && repeatable && flop > TUNED_FROM_FLOP && planned.algorithms.len() > 1 {
+        let moved = 2 * inner_a * (m + n) + size_of::<T>() * m * n;
+        let large = flop > TUNED_FROM_FLOP || moved > TUNED_FROM_BYTES;
+        if !planned.tuned && repeatable && large && planned.algorithms.len() > 1 {
             planned.chosen = fastest(context, planned.algorithms.len(), |algorithm| run(planned, algorithm))?;
             planned.tuned = true;
             let chosen = planned.chosen;
