@@ -326,6 +326,134 @@ fn a_comparison_that_was_stopped_goes_on_where_it_was() {
     }
 }
 
+/// Waits until a file of this name appears below the folder, and says where.
+#[cfg(unix)]
+fn appears(folder: &Path, name: &str) -> std::path::PathBuf {
+    let begun = Instant::now();
+    loop {
+        let mut folders = vec![folder.to_path_buf()];
+        while let Some(next) = folders.pop() {
+            for path in fs::read_dir(&next).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                if path.ends_with(name) {
+                    return path;
+                }
+                folders.extend(path.is_dir().then_some(path));
+            }
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "{name} never appears");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Killed with its child, in the middle of a run; and then what is left of the run is held by a process that still saves.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_comparison_that_was_killed_goes_on_and_waits_for_what_it_left_behind() {
+    let folder = folder(&SMALL.replace("steps = 3", "steps = 400"));
+    let mut killed = command(folder.path(), &["compare", "c.toml"]).spawn().unwrap();
+    let metrics = appears(folder.path(), "metrics.jsonl");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // What was killed had a child, which is asked to stop when its parent dies, and saves its checkpoint.
+    let run = metrics.parent().unwrap();
+    let lock = fs::File::open(run.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let again = command(folder.path(), &["compare", "c.toml"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(cells(folder.path()).keys().all(|cell| !cell.contains("/lora")), "it did not wait");
+    lock.unlock().unwrap();
+    assert_eq!(again.wait_with_output().unwrap().status.code(), Some(0));
+    let found = report(folder.path());
+    assert_eq!(row(&found, "LoRA")["status"], "ok", "{}", row(&found, "LoRA"));
+    assert_eq!(fs::read_to_string(metrics).unwrap().lines().filter(|line| line.contains("\"grad_norm\"")).count(), 400);
+}
+
+/// As a service manager does it: everybody is asked to stop, and the child is the first to.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_child_that_others_stop_has_not_failed() {
+    let folder = folder(&SMALL.replace("steps = 3", "steps = 400"));
+    let mut child = command(folder.path(), &["compare", "c.toml"]).spawn().unwrap();
+    appears(folder.path(), "metrics.jsonl");
+    let of_thread = |path: std::path::PathBuf| fs::read_to_string(path.join("children")).unwrap_or_default();
+    let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().flatten();
+    let children: String = tasks.map(|task| of_thread(task.path())).collect();
+    let stopped = std::process::Command::new("kill").args(["-TERM", children.trim()]).status().unwrap();
+    assert!(stopped.success(), "{children}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let ran = compare(folder.path(), &[]);
+    assert_eq!((ran.code, &row(&report(folder.path()), "LoRA")["status"]), (Some(0), &"ok".into()), "{}", ran.stderr);
+}
+
+/// A command that never ends is ended with the comparison.
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_reaches_the_command_that_makes_the_score() {
+    let score = "[score]\ncommand = [\"sh\", \"-c\", \"sleep 300 & echo $! > began; wait\"]\n";
+    let folder = folder(&SMALL.replace("[[method]]", &format!("{score}[[method]]")));
+    let mut child = command(folder.path(), &["compare", "c.toml"]).spawn().unwrap();
+    let began = appears(folder.path(), "began");
+    let begun = Instant::now();
+    let mut pid = String::new();
+    while pid.trim().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        pid = fs::read_to_string(&began).unwrap();
+    }
+    let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let state = || fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    while state().is_ok_and(|state| !state.contains(") Z ")) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the command lives on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A rule that chooses anew while it trains has a counterpart that draws anew at the same steps.
+#[test]
+fn a_moving_choice_has_a_control_that_moves() {
+    let plugin = golden::folder().join("../fixtures/plugins/badam.wasm");
+    let method = format!("policy = {{ plugin = '{}', every = 2 }}\n", plugin.display());
+    let moving = SMALL
+        .replace("controls = false", "controls = true")
+        .replace("steps = 3", "steps = 6")
+        .replace("policy = { name = \"lora\", rank = 2 }\n", &method)
+        .replace("LoRA", "moving");
+    let folder = folder(&moving);
+    let ran = compare(folder.path(), &[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let found = report(folder.path());
+    let (method, control) = (row(&found, "moving"), row(&found, "moving · random layers"));
+    assert_eq!((&control["status"], &control["control_of"]), (&"ok".into(), &"moving".into()), "{control}");
+    assert_eq!((&method["picks"], &control["picks"]), (&2.into(), &2.into()));
+    assert_eq!(method["vs_control"]["with"], "moving · random layers");
+    // Of each role as many train at a time: what each pick's record counts.
+    let trained = |row: &Value| -> Vec<Value> {
+        let run = folder.path().join("out").join(row["seeds"][0]["run"].as_str().unwrap());
+        let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let records = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        records.filter(|record| !record["pick"].is_null()).map(|record| record["trained_tensors"].clone()).collect()
+    };
+    assert_eq!(trained(method).len(), 2);
+    assert_eq!(trained(method), trained(control));
+}
+
+/// Two methods that are the same, whose names no file system tells apart, at the same time.
+#[test]
+fn identical_methods_come_out_as_no_difference_also_side_by_side() {
+    let twins = SMALL.replace("\"LoRA\"", "\"🐙\"").replace("[[method]]", "[search]\nseeds = [1, 2]\n[[method]]")
+        + "[[method]]\nname = \"🙈\"\npolicy = { name = \"lora\", rank = 2 }\n";
+    let folder = folder(&twins);
+    let ran = compare(folder.path(), &["--set", "jobs=2"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let found = report(folder.path());
+    assert_eq!((&row(&found, "🐙")["status"], &row(&found, "🙈")["status"]), (&"ok".into(), &"ok".into()));
+    assert_eq!(row(&found, "🙈")["vs_baseline"]["finding"], "identical");
+    assert_ne!(row(&found, "🐙")["seeds"][0]["run"], row(&found, "🙈")["seeds"][0]["run"]);
+    // With one learning rate nothing is judged before the test, and what is best there is told then.
+    assert!(ran.stderr.contains("on the test data") && ran.stderr.contains("best so far"), "{}", ran.stderr);
+}
+
 #[test]
 fn several_at_a_time_find_the_same() {
     let two = SMALL.replace("[[method]]", "[search]\nseeds = [1, 2, 3, 4]\n[[method]]");

@@ -34,7 +34,7 @@ pub enum End {
     Done(f64),
     /// Otherwise.
     Failed(Failure),
-    /// Because the user stopped the comparison.
+    /// Because the user stopped the comparison, or somebody asked the child to stop: it has not failed.
     Stopped,
 }
 
@@ -76,6 +76,9 @@ impl Child<'_> {
             }
             std::thread::sleep(LOOK_EVERY);
         };
+        if asked_to_stop || over.is_some() {
+            end_group(&child);
+        }
         if let (Some(held), Some(limit)) = (over, self.memory_limit) {
             let reason = format!("stopped at {}: the budget is {}", memory(held), memory(limit));
             return Ok(End::Failed(Failure { out_of_memory: true, reason }));
@@ -83,7 +86,7 @@ impl Child<'_> {
         if status.success() {
             return Ok(End::Done(started.elapsed().as_secs_f64()));
         }
-        if asked_to_stop {
+        if asked_to_stop || was_interrupted(status) {
             return Ok(End::Stopped);
         }
         Ok(End::Failed(why(status, &std::fs::read_to_string(&self.log).unwrap_or_default())))
@@ -108,6 +111,13 @@ fn why(status: ExitStatus, log: &str) -> Failure {
     Failure { out_of_memory: lacked || signal(status) == Some(9), reason }
 }
 
+/// Whether it was asked to stop: a service manager or a cluster's scheduler asks children and parent alike, in any order.
+fn was_interrupted(status: ExitStatus) -> bool {
+    const HANGUP_INTERRUPT_TERMINATE: [i32; 3] = [1, 2, 15];
+    status.code() == Some(Error::interrupted("").exit_code())
+        || signal(status).is_some_and(|signal| HANGUP_INTERRUPT_TERMINATE.contains(&signal))
+}
+
 #[cfg(unix)]
 fn signal(status: ExitStatus) -> Option<i32> {
     std::os::unix::process::ExitStatusExt::signal(&status)
@@ -122,19 +132,26 @@ fn signal(_: ExitStatus) -> Option<i32> {
 fn in_a_group_of_its_own(command: &mut Command) {
     use std::os::unix::process::CommandExt;
     command.process_group(0);
-    #[cfg(target_os = "linux")]
-    // SAFETY: prctl is async-signal-safe, is given plain integers, and touches no memory of this process.
-    unsafe {
-        command.pre_exec(|| {
-            // Should this process die, the child is asked to stop, as by Ctrl-C.
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-            Ok(())
-        });
-    }
+    ends_with_this_process(command);
 }
 
 #[cfg(not(unix))]
 fn in_a_group_of_its_own(_: &mut Command) {}
+
+/// Should this process die, the child is asked to stop, as by Ctrl-C.
+pub(super) fn ends_with_this_process(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: prctl is async-signal-safe, is given plain integers, and touches no memory of this process.
+    unsafe {
+        use std::os::unix::process::CommandExt;
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
+}
 
 #[cfg(unix)]
 fn interrupt(child: &mut std::process::Child) {
@@ -144,6 +161,19 @@ fn interrupt(child: &mut std::process::Child) {
         libc::kill(child.id() as libc::pid_t, libc::SIGTERM);
     }
 }
+
+/// Ends what a child that has ended left behind in its group: the command that makes the score, a plugin's process.
+#[cfg(unix)]
+fn end_group(child: &std::process::Child) {
+    // SAFETY: a signal to the group that the child led. Its number is not given out again while somebody is in it, and
+    // nobody else has got it in the moment since the child was waited for.
+    unsafe {
+        libc::kill(-(child.id() as libc::pid_t), libc::SIGTERM);
+    }
+}
+
+#[cfg(not(unix))]
+fn end_group(_: &std::process::Child) {}
 
 #[cfg(not(unix))]
 fn interrupt(child: &mut std::process::Child) {
@@ -201,5 +231,41 @@ mod tests {
         let stop = AtomicBool::new(true);
         let end = shell("trap 'sleep 0.2; exit 130' TERM; while true; do sleep 0.05; done", None, &stop);
         assert!(matches!(end, End::Stopped), "{end:?}");
+    }
+
+    #[test]
+    fn who_was_asked_to_stop_by_others_has_not_failed() {
+        for script in ["exit 130", "kill -TERM $$", "kill -HUP $$"] {
+            let end = shell(script, None, &AtomicBool::new(false));
+            assert!(matches!(end, End::Stopped), "{script}: {end:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_stopped_child_started_ends_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = format!("sleep 60 & echo $! > {}; wait", file.display());
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while std::fs::read_to_string(&file).map_or(true, |pid| pid.trim().is_empty()) {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+            assert!(matches!(shell(&script, None, &stop), End::Stopped));
+        });
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let alive = || {
+            // A process that has ended and that nobody waits for is a zombie, where this process adopts it.
+            let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            state.is_ok_and(|state| !state.contains(") Z "))
+        };
+        let begun = Instant::now();
+        while alive() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the child's child lives on");
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Where a comparison takes place: its configuration, its directory, its model, and how a cell is run there.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use liftplan_engine::cuda;
 use serde::de::DeserializeOwned;
@@ -119,6 +121,8 @@ impl<'a> Site<'a> {
             }
             End::Stopped => return Err(stopped()),
         };
+        // What it read may be another file's content by now, and the cell would be found again by the wrong hash.
+        self.store.check_unchanged()?;
         self.store.end(cell, &ended)?;
         Ok(ended)
     }
@@ -185,6 +189,7 @@ impl<'a> Site<'a> {
             write_config(&config, &cell.dir, &file)?;
             let mut arguments =
                 vec!["train".into(), file.display().to_string(), "--out".into(), run.display().to_string()];
+            self.wait_for(&run)?;
             let goes_on = run.join("checkpoints").is_dir() && !run.join("summary.json").is_file();
             if goes_on || was_interrupted(&run) {
                 arguments.push("--resume".into());
@@ -203,6 +208,19 @@ impl<'a> Site<'a> {
                 Ended::Failed(failure) => Err(failure),
             },
         ))
+    }
+
+    /// Waits until nobody holds the run's directory: a comparison that was killed leaves a process that still saves its
+    /// checkpoint.
+    fn wait_for(&self, run: &Path) -> Result<()> {
+        let Ok(lock) = File::open(run.join(".lock")) else { return Ok(()) };
+        while matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+            if self.options.stop.load(Ordering::Relaxed) {
+                return Err(stopped());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// Judges the run of a cell, or the untouched model.

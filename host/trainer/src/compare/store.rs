@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -82,11 +83,24 @@ struct Record {
     inputs: Inputs,
 }
 
+/// A file as it was when its hash was computed.
+#[derive(Clone)]
+struct Hashed {
+    hash: String,
+    /// Its length and when it was changed last, by which a file that stayed the same is known without reading it again.
+    seen: Option<(u64, SystemTime)>,
+}
+
+fn seen(path: &Path) -> Option<(u64, SystemTime)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.len(), metadata.modified().ok()?))
+}
+
 /// The comparison's directory, held by this process.
 pub struct Store {
     root: PathBuf,
     retry: bool,
-    hashes: Mutex<BTreeMap<PathBuf, String>>,
+    hashes: Mutex<BTreeMap<PathBuf, Hashed>>,
     _lock: RunLock,
 }
 
@@ -127,7 +141,10 @@ impl Store {
 
     fn place(within: &Path, name: &str, inputs: Inputs) -> Cell {
         let hash = canonical::hash(&inputs);
-        let short = hash.get(..8).unwrap_or(&hash);
+        // Two methods that are the same are still two: each has its own cells, also where their names differ in letters only
+        // that file systems don't all take.
+        let place = canonical::hash(&(name, &hash));
+        let short = place.get(..8).unwrap_or(&place);
         Cell { dir: within.join(format!("{}-{short}", slug(name))), hash, inputs }
     }
 
@@ -156,14 +173,41 @@ impl Store {
     /// When it can't be read.
     pub fn file_hash(&self, path: &Path) -> Result<String> {
         let mut hashes = self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(hash) = hashes.get(path) {
-            return Ok(hash.clone());
+        if let Some(hashed) = hashes.get(path) {
+            return Ok(hashed.hash.clone());
         }
-        let (_, hash) =
-            sha256_of_file(path).map_err(|error| Error::io(crate::ErrorKind::Data, "read", path, &error))?;
-        hashes.insert(path.to_path_buf(), hash.clone());
+        let seen = seen(path);
+        let hash = hash_of(path)?;
+        hashes.insert(path.to_path_buf(), Hashed { hash: hash.clone(), seen });
         Ok(hash)
     }
+
+    /// Whether all files whose hashes were asked for are still what they were: what a process read in between belongs to
+    /// other inputs if not.
+    ///
+    /// # Errors
+    /// When one changed, or is gone.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let mut hashes = self.hashes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (path, hashed) in hashes.iter_mut() {
+            let now = seen(path);
+            if now.is_some() && now == hashed.seen {
+                continue;
+            }
+            if hash_of(path)? != hashed.hash {
+                return Err(Error::data(format!("{} changed while the comparison ran", path.display())).help(
+                    "run the same command again: what ended before that is kept, if the file becomes what it was",
+                ));
+            }
+            hashed.seen = now;
+        }
+        Ok(())
+    }
+}
+
+fn hash_of(path: &Path) -> Result<String> {
+    let (_, hash) = sha256_of_file(path).map_err(|error| Error::io(crate::ErrorKind::Data, "read", path, &error))?;
+    Ok(hash)
 }
 
 /// The name in letters that every file system takes.
@@ -224,6 +268,34 @@ mod tests {
         for other in others {
             assert!(store.ended(&store.cell("LoRA, lr 0.004 · seed 1", other)).is_none());
         }
+    }
+
+    #[test]
+    fn methods_that_are_the_same_have_cells_of_their_own_whatever_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), false).unwrap();
+        let [octopus, monkey, ape] = ["🐙, seed 1", "🙈, seed 1", "LoRA"].map(|name| store.cell(name, inputs("a")));
+        assert_ne!(octopus.dir, monkey.dir);
+        assert_ne!(ape.dir, store.cell("lora", inputs("a")).dir);
+        assert_eq!(octopus.hash, monkey.hash);
+    }
+
+    #[test]
+    fn a_file_that_changes_under_the_comparison_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("data.jsonl");
+        std::fs::write(&file, "one").unwrap();
+        let store = Store::open(&folder.path().join("comparison"), false).unwrap();
+        store.file_hash(&file).unwrap();
+        store.check_unchanged().unwrap();
+        // Touched, and the same.
+        std::fs::write(&file, "one").unwrap();
+        store.check_unchanged().unwrap();
+        std::fs::write(&file, "other").unwrap();
+        let error = store.check_unchanged().unwrap_err();
+        assert!(error.message().ends_with("data.jsonl changed while the comparison ran"), "{error}");
+        std::fs::remove_file(&file).unwrap();
+        assert!(store.check_unchanged().is_err());
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod step;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use build::{AdapterNames, build};
 pub use card_fit::fit_on_card;
@@ -34,11 +34,10 @@ pub use prepare::{Reopened, open_model, plan, reopen, reopen_over_original};
 pub use schedule::Schedule;
 pub use step::{StepOutcome, Stepper};
 
-use crate::Result;
 use crate::config::{Config, Device};
 use crate::device::Chosen;
 use crate::report::{Event, Observer, Summary};
-use crate::{device, export};
+use crate::{Error, Result, device, export};
 
 /// How to run, beside the configuration.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +86,10 @@ pub fn run(config: &Config, options: &RunOptions, observer: &mut dyn Observer) -
     }
     let config = &Config { device: chosen.device, ..config.clone() };
     prepared.hashes.config = prepare::config_hash(config)?;
+    // Whoever was asked to stop while it read the model has nothing to save, and takes nobody's place.
+    if options.stop.load(Ordering::Relaxed) {
+        return Err(Error::interrupted("stopped before the first step").help("the same command starts it again"));
+    }
     let directory = directory.claim(config, &prepared)?;
     let run = directory.path.clone();
     let summary = session::Session::start(config, options, prepared, directory, chosen, observer)?.train(observer)?;
