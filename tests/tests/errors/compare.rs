@@ -23,7 +23,7 @@ fn change(folder: &Folder, from: &str, to: &str) {
     folder.write("x.toml", GOOD.replacen(from, to, 1));
 }
 
-pub const CASES: [Case; 14] = [
+pub const CASES: [Case; 21] = [
     Case {
         name: "a comparison's unknown key",
         arrange: |f| change(f, "out = ", "baselin = \"A\"\nout = "),
@@ -114,6 +114,55 @@ pub const CASES: [Case; 14] = [
         arguments: RUN,
         code: 2,
         message: "error: x.toml:6: `search.seeds` has 1 twice\n  help: the same seed gives the same run, which would count twice",
+    },
+    Case {
+        name: "a budget of no steps",
+        arrange: |f| change(f, "[[method]]", "[budget]\nsteps = 0\n[[method]]"),
+        arguments: RUN,
+        code: 2,
+        message: "error: x.toml:6: `budget.steps` must be at least 1",
+    },
+    Case {
+        name: "a latency that is neither on nor off nor a table",
+        arrange: |f| change(f, "out = ", "latency = 3\nout = "),
+        arguments: RUN,
+        code: 2,
+        message: "error: x.toml:2: `latency` must be true, false or a table, not 3\n  help: as in latency = { prompt_tokens = 64, new_tokens = 32, repeats = 5 }",
+    },
+    Case {
+        name: "a method's name of two lines",
+        arrange: |f| change(f, "\"B\"", "\"B\\nC\""),
+        arguments: RUN,
+        code: 2,
+        message: "error: x.toml:9: `method.1.name` has the control character '\\n'\n  help: it is a line of text in the report",
+    },
+    Case {
+        name: "a method that is called as another's random counterpart",
+        arrange: |f| change(f, "\"B\"", "\"A · random layers\""),
+        arguments: RUN,
+        code: 2,
+        message: "error: a method is called \"A · random layers\", as a random counterpart will be\n  help: give it another name, or set controls = false",
+    },
+    Case {
+        name: "a command's score under the name of one that there is",
+        arrange: |f| change(f, "[[method]]", "[score]\nname = \"loss\"\ncommand = [\"true\"]\n[[method]]"),
+        arguments: RUN,
+        code: 2,
+        message: "error: x.toml:6: `score.name`: \"loss\" is a score of Liftplan's own\n  help: give what score.command prints a name of its own",
+    },
+    Case {
+        name: "a title of nothing",
+        arrange: |f| change(f, "out = ", "title = \" \"\nout = "),
+        arguments: RUN,
+        code: 2,
+        message: "error: x.toml:2: `title` is empty\n  help: it is a line of text in the report",
+    },
+    Case {
+        name: "forgetting measured on no rows",
+        arrange: |f| change(f, "[[method]]", "[forgetting]\ndata = \"train.jsonl\"\nlimit = 0\n[[method]]"),
+        arguments: RUN,
+        code: 2,
+        message: "error: x.toml:7: `forgetting.limit` must be at least 1\n  help: leave it out for all rows",
     },
     Case {
         name: "a comparison in a folder of something else",

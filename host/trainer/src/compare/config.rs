@@ -152,6 +152,11 @@ impl Method {
 fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
     let directory = absolute.parent().unwrap_or(Path::new("/"));
     let written: Written = settings::parse(Value::Object(file.value.clone()), "", &every_setting(), Error::config)?;
+    if let Some(title) = &written.title {
+        check_label("title", title)?;
+    }
+    // Before the methods, which would blame the budget's steps on the base.
+    let budget = written.budget.resolve()?;
     let shared = shared_layer(&file, &written, directory)?;
     let methods = methods(&file, &written, &shared, absolute, directory)?;
     let first = methods.first().ok_or_else(|| {
@@ -171,6 +176,12 @@ fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
         ))
         .help("set validation or validation_split in [run.data], or give one learning rate"));
     }
+    let controls = written.controls.unwrap_or(true);
+    if let Some(method) = methods.iter().find(|m| controls && methods.iter().any(|of| m.name == control_name(&of.name)))
+    {
+        return Err(Error::config(format!("a method is called \"{}\", as a random counterpart will be", method.name))
+            .help("give it another name, or set controls = false"));
+    }
     let baseline = baseline(written.baseline, &methods)?;
     let jobs = written.jobs.unwrap_or(1);
     if jobs == 0 {
@@ -182,6 +193,10 @@ fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
         Some(OnOrLatency::Settings(table)) => {
             Some(settings::parse(Value::Object(table), "latency", &[], Error::config)?)
         }
+        Some(OnOrLatency::Other(other)) => {
+            return Err(Error::config(format!("`latency` must be true, false or a table, not {other}"))
+                .help("as in latency = { prompt_tokens = 64, new_tokens = 32, repeats = 5 }"));
+        }
     };
     if let Some(Latency { prompt_tokens, new_tokens, repeats }) = latency {
         for (name, number) in [("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens), ("repeats", repeats)] {
@@ -192,6 +207,9 @@ fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
     }
     let forgetting =
         written.forgetting.map(|forgetting| Forgetting { data: directory.join(forgetting.data), ..forgetting });
+    if forgetting.as_ref().is_some_and(|forgetting| forgetting.limit == Some(0)) {
+        return Err(Error::config("`forgetting.limit` must be at least 1").help("leave it out for all rows"));
+    }
     if let Some(missing) = forgetting.as_ref().filter(|forgetting| !forgetting.data.is_file()) {
         return Err(Error::config(format!("`forgetting.data`: there is no file {}", missing.data.display())));
     }
@@ -201,11 +219,11 @@ fn resolve(file: Layer, absolute: &Path, text: String) -> Result<Comparison> {
         out: written.out.map_or_else(|| directory.join("runs").join(stem), |out| directory.join(out)),
         directory: directory.to_path_buf(),
         score: written.score.resolve(&first.config.eval)?,
-        budget: written.budget.resolve()?,
+        budget,
         baseline,
         seeds,
         forgetting,
-        controls: written.controls.unwrap_or(true),
+        controls,
         latency,
         jobs,
         methods,
@@ -236,9 +254,11 @@ fn methods(file: &Layer, written: &Written, shared: &Layer, absolute: &Path, dir
         let path = format!("method.{i}");
         let table: WrittenMethod = settings::parse(value.clone(), &path, &[], Error::config)?;
         let name = table.name.clone().ok_or_else(|| Error::config(format!("`{path}.name` is missing")))?;
-        if name.trim().is_empty() || !names.insert(name.clone()) {
-            let what = if name.trim().is_empty() { "is empty".into() } else { format!("is \"{name}\" twice") };
-            return Err(Error::config(format!("`{path}.name` {what}")).help("give each method a name of its own"));
+        check_label(&format!("{path}.name"), &name)?;
+        if !names.insert(name.clone()) {
+            return Err(
+                Error::config(format!("`{path}.name` is \"{name}\" twice")).help("give each method a name of its own")
+            );
         }
         let rates = table.learning_rates.as_ref().or(written.search.learning_rates.as_ref());
         let layer = method_layer(file, &table, &path, rates.is_some())?.absolute(directory)?.over(shared.clone());
@@ -262,6 +282,21 @@ fn methods(file: &Layer, written: &Written, shared: &Layer, absolute: &Path, dir
         methods.push(Method { name, config, learning_rates, control_of: None });
     }
     Ok(methods)
+}
+
+/// The name of a method's random counterpart.
+pub(super) fn control_name(method: &str) -> String {
+    format!("{method} · random layers")
+}
+
+/// Names stand in one line of tables and messages.
+pub(super) fn check_label(path: &str, label: &str) -> Result<()> {
+    let wrong = match label.chars().find(|c| c.is_control()) {
+        Some(c) => format!("has the control character {c:?}"),
+        None if label.trim().is_empty() => "is empty".to_string(),
+        None => return Ok(()),
+    };
+    Err(Error::config(format!("`{path}` {wrong}")).help("it is a line of text in the report"))
 }
 
 /// What the method changes in the configuration.

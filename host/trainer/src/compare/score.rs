@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::child::ends_with_this_process;
 use crate::config::{EvalBy, EvalConfig, Task, suggest};
 use crate::{Error, Result};
 
@@ -56,6 +57,9 @@ pub(super) struct WrittenScore {
 /// Scores of which less is better.
 const LOWER: [&str; 3] = ["loss", "perplexity", "ece"];
 
+/// The scores of all tasks, which are known by their names: what is better, where their scale ends, and what each example has.
+const OF_TASKS: [&str; 8] = ["loss", "perplexity", "accuracy", "macro_f1", "ece", "rouge_1", "rouge_2", "rouge_l"];
+
 /// The names of the task's scores, the usual one first.
 fn names(eval: &EvalConfig) -> Vec<&'static str> {
     match (eval.task, eval.by) {
@@ -73,11 +77,13 @@ impl WrittenScore {
                 return Err(Error::config("`score.command` is empty")
                     .help("name a program and its arguments: command = [\"python3\", \"score.py\"]"));
             }
-            return Ok(Score {
-                name: self.name.unwrap_or_else(|| "score".to_string()),
-                better: self.better.unwrap_or(Better::Higher),
-                command: Some(command),
-            });
+            let name = self.name.unwrap_or_else(|| "score".to_string());
+            super::config::check_label("score.name", &name)?;
+            if OF_TASKS.contains(&name.as_str()) {
+                return Err(Error::config(format!("`score.name`: \"{name}\" is a score of Liftplan's own"))
+                    .help("give what score.command prints a name of its own"));
+            }
+            return Ok(Score { name, better: self.better.unwrap_or(Better::Higher), command: Some(command) });
         }
         let known = names(eval);
         let name = match self.name {
@@ -122,13 +128,10 @@ impl Score {
         let (program, arguments) = command.split_first().ok_or_else(|| failed("is empty".into()))?;
         let input =
             std::fs::File::open(outputs).map_err(|error| crate::files::output_error("open", outputs, &error))?;
-        let output = Command::new(program)
-            .args(arguments)
-            .current_dir(directory)
-            .stdin(Stdio::from(input))
-            .stderr(Stdio::piped())
-            .output()
-            .map_err(|error| failed(format!("cannot be started: {error}")))?;
+        let mut child = Command::new(program);
+        child.args(arguments).current_dir(directory).stdin(Stdio::from(input)).stderr(Stdio::piped());
+        ends_with_this_process(&mut child);
+        let output = child.output().map_err(|error| failed(format!("cannot be started: {error}")))?;
         // What it had to say goes where the cell's own messages go.
         std::io::stderr().write_all(&output.stderr).ok();
         let said = String::from_utf8_lossy(&output.stderr);

@@ -52,6 +52,7 @@ pub(super) struct WrittenMethod {
 pub(super) enum OnOrLatency {
     On(bool),
     Settings(Map<String, Value>),
+    Other(Value),
 }
 
 /// The full paths of all settings, for keys written in the wrong section.
