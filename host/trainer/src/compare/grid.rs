@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::agreement::is_selection;
 use super::budget;
-use super::config::Method;
+use super::config::{Method, control_name};
 use super::job::{Judgement, PlanCost, Split};
 use super::site::Site;
 use super::store::{Cell, Failure};
@@ -134,6 +134,14 @@ impl Meter<'_> {
         self.stage = (self.site.cell_seconds(), self.done);
     }
 
+    /// Notes a score of the method's, which may be the best so far.
+    fn scored(&mut self, score: f64, method: &str) {
+        let better = self.site.comparison.score.better;
+        if self.best.as_ref().is_none_or(|(best, _)| better.is(score, *best)) {
+            self.best = Some((score, format!("{score:.4} by {method}")));
+        }
+    }
+
     fn tell(&mut self, doing: &str, ended: Option<&str>) {
         let (seconds, done) = (self.site.cell_seconds() - self.stage.0, self.done - self.stage.1);
         let remaining = self.total - self.done;
@@ -198,11 +206,8 @@ pub fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Results> {
             let words = match &run.outcome {
                 Err(failure) => format!("failed: {}", failure.reason),
                 Ok(Trained { validation: Some(score), .. }) => {
-                    let words = format!("{} {score:.4} on the validation data", comparison.score.name);
-                    if meter.best.as_ref().is_none_or(|(best, _)| comparison.score.better.is(*score, *best)) {
-                        meter.best = Some((*score, format!("{score:.4} by {}", methods[wanted[i].0].0.name)));
-                    }
-                    words
+                    meter.scored(*score, &methods[wanted[i].0].0.name);
+                    format!("{} {score:.4} on the validation data", comparison.score.name)
                 }
                 Ok(trained) => format!("loss {:.4}", trained.summary.final_loss.unwrap_or(f64::NAN)),
             };
@@ -238,6 +243,8 @@ fn test(
     }
     meter.total = meter.done + wanted.len() as u64;
     meter.begin_stage();
+    // What was best on the validation data is no measure for these.
+    meter.best = None;
     let name = |item: &Option<(usize, usize)>| match item {
         None => "untouched model".to_string(),
         Some((i, j)) => format!("{}, seed {}, test", results[*i].method.name, results[*i].runs[*j].seed),
@@ -262,7 +269,12 @@ fn test(
             let words = match judged {
                 Err(failure) => format!("failed: {}", failure.reason),
                 Ok(judged) => match judged.scores.get(&comparison.score.name) {
-                    Some(score) => format!("{} {score:.4} on the test data", comparison.score.name),
+                    Some(score) => {
+                        if let Some((method, _)) = wanted[i] {
+                            meter.scored(*score, &results[method].method.name);
+                        }
+                        format!("{} {score:.4} on the test data", comparison.score.name)
+                    }
                     None => format!("no {}", comparison.score.name),
                 },
             };
@@ -357,17 +369,14 @@ fn choose(result: &MethodResults, site: &Site<'_>) -> Option<usize> {
 fn control(site: &Site<'_>, method: &Method, cell: &Cell) -> Result<Option<Method>> {
     let file = cell.dir.join("plan.json");
     let plan = plan::file::read(&file)?;
-    if method.config.policy.name == policy::CONTROL
-        || !plan.picks.is_empty()
-        || !is_selection(&plan, &site.base.inventory)
-    {
+    if method.config.policy.name == policy::CONTROL || !is_selection(&plan, &site.base.inventory) {
         return Ok(None);
     }
     let settings = Map::from_iter([("like".to_string(), Value::String(file.display().to_string()))]);
     let mut config = method.config.clone();
     config.policy = PolicyConfig { name: policy::CONTROL.into(), plugin: None, project: None, settings };
     Ok(Some(Method {
-        name: format!("{} · random layers", method.name),
+        name: control_name(&method.name),
         config,
         learning_rates: method.learning_rates.clone(),
         control_of: Some(method.name.clone()),

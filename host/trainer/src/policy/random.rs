@@ -2,17 +2,18 @@
 //!
 //! Either `percent` of each role train whole, as many as Spectrum would keep, or `like` names a plan: then each role's
 //! treatments are dealt out again among its blocks, so that the control trains exactly as many tensors of each role, in
-//! the same forms and storages, and differs in nothing but which.
+//! the same forms and storages, and differs in nothing but which. Of a plan that asks for picks they are dealt out anew at each.
 
 use liftplan_engine::rng::philox;
-use serde::de::{SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::select::{self, Blocks, Eligible, Patterns};
-use super::{ModelView, Policy, PolicyInfo, read_settings, resolved, setting_infos};
+use super::{ModelView, Moment, Policy, PolicyInfo, read_settings, resolved, setting_infos};
 use crate::model::inventory::{Kind, TensorInfo};
-use crate::plan::{Entry, PlanBuilder, Treatment, file};
+use crate::plan::{Entry, Picks, PlanBuilder, Treatment, file};
 use crate::stats::{kept, order};
 use crate::{Error, Result};
 
@@ -51,6 +52,26 @@ struct Settings {
 enum Like {
     File(String),
     Entries(Vec<Entry>),
+    Revised(Revised),
+}
+
+/// A plan that is revised while it trains.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Revised {
+    entries: Vec<Entry>,
+    picks: Picks,
+}
+
+impl Like {
+    /// The entries, and when they are revised.
+    fn read(&self) -> Result<(&[Entry], Option<&Picks>)> {
+        match self {
+            Like::File(_) => Err(Error::internal("the plan to be like was never read")),
+            Like::Entries(entries) => Ok((entries, None)),
+            Like::Revised(Revised { entries, picks }) => Ok((entries, Some(picks))),
+        }
+    }
 }
 
 impl Settings {
@@ -74,7 +95,10 @@ impl Settings {
                 let plan = file::read(path.as_ref()).map_err(|error| {
                     Error::config(format!("`policy.like`: {}", error.message())).help("name a plan.json")
                 })?;
-                *like = Like::Entries(plan.entries);
+                *like = match plan.picks.is_empty() {
+                    true => Like::Entries(plan.entries),
+                    false => Like::Revised(Revised { entries: plan.entries, picks: plan.picks }),
+                };
             }
             return Ok(settings);
         }
@@ -127,18 +151,36 @@ impl Policy for Random {
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let settings = Settings::read(settings)?;
         match &settings.like {
-            Some(Like::Entries(entries)) => deal_again(entries, view, builder),
-            Some(Like::File(_)) => Err(Error::internal("the plan to be like was never read")),
+            Some(like) => {
+                let (entries, picks) = like.read()?;
+                if let Some(every) = picks.and_then(|picks| picks.every) {
+                    builder.pick_every(every)?;
+                }
+                picks.iter().flat_map(|picks| &picks.at).try_for_each(|step| builder.pick_at(*step))?;
+                deal_again(entries, view, 0, |from, to| copy(from, to, builder))
+            }
             None => draw(&settings, view, builder),
         }
     }
+
+    fn revise(&self, moment: &Moment<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
+        let settings = Settings::read(moment.settings)?;
+        let Some(like) = &settings.like else { return Ok(()) };
+        let (entries, _) = like.read()?;
+        // Storage stays as it is, but for what begins to train: that is every plan's rule.
+        deal_again(entries, moment.view, moment.step, |from, to| match from.treatment {
+            Treatment::Frozen => builder.freeze(to),
+            _ => treat(from, to, builder),
+        })
+    }
 }
 
-/// The numbers `0..count` in an order that depends on the seed and `role` alone.
-fn shuffled(seed: u64, role: &str, count: usize) -> Vec<usize> {
+/// The numbers `0..count` in an order that depends on the seed, the step and `role` alone.
+fn shuffled(seed: u64, step: u64, role: &str, count: usize) -> Vec<usize> {
     // The role's name goes into the counter, so that adding a role doesn't change the draw of the others.
     let name = role.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let numbers: Vec<f64> = (0..count).map(|i| f64::from(philox(seed, [i as u32, name, STREAM, 0])[0])).collect();
+    let numbers: Vec<f64> =
+        (0..count).map(|i| f64::from(philox(seed, [i as u32, name, STREAM, step as u32])[0])).collect();
     order(&numbers)
 }
 
@@ -158,7 +200,7 @@ fn draw(settings: &Settings, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>
     let mut drawn: Vec<&TensorInfo> = Vec::new();
     for role in &roles {
         let members = of_role(role);
-        let places = shuffled(view.seed(), role, members.len());
+        let places = shuffled(view.seed(), 0, role, members.len());
         drawn.extend(places.into_iter().take(kept(members.len(), percent)).map(|place| members[place]));
     }
     if drawn.is_empty() {
@@ -180,7 +222,12 @@ fn draw(settings: &Settings, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>
 
 /// Deals each role's treatments out again among the blocks; a layer's weight and bias stay together, and what lies
 /// outside the blocks stays as it is.
-fn deal_again(entries: &[Entry], view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
+fn deal_again(
+    entries: &[Entry],
+    view: &ModelView<'_>,
+    step: u64,
+    mut give: impl FnMut(&Entry, &str) -> Result<()>,
+) -> Result<()> {
     if entries.len() != view.tensors().len()
         || entries.iter().zip(view.tensors()).any(|(entry, info)| entry.tensor != info.name)
     {
@@ -195,8 +242,8 @@ fn deal_again(entries: &[Entry], view: &ModelView<'_>, builder: &mut PlanBuilder
             })
             .collect();
         let place = same.iter().position(|&i| view.tensors()[i].name == info.name).unwrap_or(0);
-        let from = same[shuffled(view.seed(), &info.role, same.len())[place]];
-        copy(&entries[from], &info.name, builder)?;
+        let from = same[shuffled(view.seed(), step, &info.role, same.len())[place]];
+        give(&entries[from], &info.name)?;
     }
     Ok(())
 }
@@ -204,6 +251,11 @@ fn deal_again(entries: &[Entry], view: &ModelView<'_>, builder: &mut PlanBuilder
 /// Treats the tensor as `entry` treats its own.
 fn copy(entry: &Entry, tensor: &str, builder: &mut PlanBuilder<'_>) -> Result<()> {
     builder.storage(tensor, entry.storage)?;
+    treat(entry, tensor, builder)
+}
+
+/// The same but for the storage.
+fn treat(entry: &Entry, tensor: &str, builder: &mut PlanBuilder<'_>) -> Result<()> {
     match &entry.treatment {
         Treatment::Frozen => return Ok(()),
         Treatment::Train => builder.train(tensor)?,
@@ -236,6 +288,9 @@ impl<'de> Deserialize<'de> for Like {
                 }
                 Ok(Like::Entries(entries))
             }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Like, A::Error> {
+                Revised::deserialize(MapAccessDeserializer::new(map)).map(Like::Revised)
+            }
         }
         deserializer.deserialize_any(Reader)
     }
@@ -251,6 +306,7 @@ mod tests {
     use super::*;
     use crate::model::inventory::Inventory;
     use crate::plan::{Origin, Plan, Storage};
+    use crate::policy::Norms;
     use crate::report::Silent;
 
     fn inventory() -> Inventory {
@@ -305,6 +361,33 @@ mod tests {
             }
         }
         assert!(moved > 0);
+    }
+
+    #[test]
+    fn like_a_plan_with_picks_it_deals_out_as_many_anew_at_each() {
+        let inventory = inventory();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plan.json");
+        let mut first = plan(&inventory, json!({ "percent": 50 }), 3).unwrap();
+        first.picks = Picks { every: Some(2), at: vec![5] };
+        file::write(&first, &path).unwrap();
+        let control = plan(&inventory, json!({ "like": path.to_str().unwrap() }), 3).unwrap();
+        assert_eq!(control.picks, first.picks);
+        let view = ModelView::new(&inventory, 3);
+        let at = |step: u64| {
+            let mut builder = PlanBuilder::revising(&inventory, &control, Storage::F32);
+            let (norms, settings) = (Norms::default(), &control.origin.settings);
+            let moment = Moment { step, total_steps: 9, since: 1, losses: &[], norms: &norms, settings, view: &view };
+            Random.revise(&moment, &mut builder).unwrap();
+            builder.build(control.origin.clone()).unwrap()
+        };
+        let revised: Vec<Plan> = [3, 5, 7].map(at).into();
+        for revised in &revised {
+            assert_eq!(counts(&inventory, revised), counts(&inventory, &first));
+            assert_eq!(revised.picks, first.picks);
+        }
+        assert!(revised.iter().any(|plan| plan.entries != control.entries) && revised[0].entries != revised[2].entries);
+        assert_eq!(at(3).hash(), revised[0].hash());
     }
 
     #[test]
