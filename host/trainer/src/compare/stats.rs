@@ -87,6 +87,18 @@ pub fn p_value(differences: &[f64]) -> Option<f64> {
     Some(2.0 * students.sf(t.abs()))
 }
 
+/// Whether the extremes of `count` methods stand apart, by the paired t-test over seeds of a number that each run has,
+/// corrected for as many pairs as there are (Bonferroni). Differences that are all the same and not zero do, as of what is
+/// counted and not timed; one seed tells nothing.
+pub fn apart(most: &[f64], least: &[f64], count: usize) -> bool {
+    if most.len() != least.len() || most.len() < 2 {
+        return false;
+    }
+    let differences: Vec<f64> = most.iter().zip(least).map(|(a, b)| a - b).collect();
+    let pairs = (count * count.saturating_sub(1) / 2).max(1);
+    p_value(&differences).is_none_or(|p| p * pairs as f64 <= 1.0 - LEVEL)
+}
+
 /// Holm's correction: p-values of several tests at once, so that the chance of any false alarm stays at the level.
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();

@@ -24,7 +24,7 @@ function layerMap(row) {
     svg.append(s("text", { x: left + block * size + (size - 2) / 2, y: height - 4, "text-anchor": "middle" }, String(block)));
   }
   const beside = others.length ? `Also ${others.map(([role, n]) => (n > 1 ? `${n} × ${role}` : role)).join(", ")}.` : "";
-  return h("figure", {}, h("figcaption", {}, h("span", {}, swatch(row), row.name)), svg, h("p", {}, `${told}. ${beside}`));
+  return h("figure", {}, h("figcaption", {}, h("span", {}, swatch(row), row.name)), svg, h("p", {}, `${told}. ${beside}${row.picks ? ` At first: others are chosen ${row.picks === 1 ? "once" : `${row.picks} times`} while it trains.` : ""}`));
 }
 
 // Methods whose choices differ in nothing share a map's worth of attention: all are shown, each with its name.

@@ -1,6 +1,7 @@
 //! What a comparison found, as data: `report.json`, from which the page, the text and the table are made. Its fields are
 //! described in `host/docs/compare.md`.
 
+mod costs;
 mod html;
 mod machine;
 mod row;
@@ -193,6 +194,9 @@ pub struct Row {
     pub forgetting: Option<Estimate>,
     /// Which layers train, in the first seed's plan.
     pub layers: Option<LayerMap>,
+    /// How often that plan was revised while it trained.
+    #[serde(default)]
+    pub picks: u64,
     /// No other method is both better and smaller.
     pub on_memory_frontier: bool,
     /// No other method is both better and faster.
@@ -229,6 +233,15 @@ pub struct SeedRow {
     pub scores: BTreeMap<String, f64>,
     /// Its loss on the general text, in nats a token.
     pub general_loss: Option<f64>,
+    /// Tokens a second, the first step left out. Unknown in reports of older versions, as what follows.
+    #[serde(default)]
+    pub tokens_per_s: Option<f64>,
+    /// Seconds of training.
+    #[serde(default)]
+    pub train_s: Option<f64>,
+    /// The most memory that it held, in bytes.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
     /// The hash of its plan.
     pub plan_hash: String,
     /// Its directory, within the comparison's.

@@ -52,6 +52,9 @@ fn row(site: &Site<'_>, method: &MethodResults, base: &BaseRow) -> Result<Row> {
                 seed: run.seed,
                 scores: judged.scores.clone(),
                 general_loss: judged.general_loss,
+                tokens_per_s: Some(speed(trained)),
+                train_s: Some(trained.summary.seconds.train),
+                memory_bytes: trained.summary.peak_memory.measured_bytes,
                 plan_hash: trained.plan.hash(),
                 run: place.strip_prefix(site.store.root()).unwrap_or(&place).display().to_string(),
             });
@@ -109,6 +112,7 @@ fn row(site: &Site<'_>, method: &MethodResults, base: &BaseRow) -> Result<Row> {
         deployed: thorough.and_then(|judged| judged.deployed.clone()),
         latency: thorough.map(|judged| judged.latency.clone()).unwrap_or_default(),
         forgetting: forgetting.map(|rises| estimate(&rises)),
+        picks: chosen.first().map_or(0, |run| run.summary.picks),
         layers: chosen.first().map(|run| layer_map(&run.plan, &site.base.inventory)),
         on_memory_frontier: false,
         on_time_frontier: false,

@@ -5,11 +5,27 @@ use serde_json::{Value, json};
 use super::*;
 use crate::compare::report::words::{number, signed};
 
+/// Three runs, a tenth of a percent apart in speed.
+fn seeds(score: f64) -> Value {
+    let run = |seed: u64| {
+        json!({ "seed": seed, "scores": { "accuracy": score }, "general_loss": null, "plan_hash": "h", "run": "r",
+                "tokens_per_s": 100.0 + 0.1 * seed as f64, "train_s": 1.0, "memory_bytes": 5 })
+    };
+    json!([run(1), run(2), run(3)])
+}
+
+/// Changes each seed's number.
+fn each_seed(row: &mut Value, key: &str, value: impl Fn(usize) -> f64) {
+    for (i, seed) in row["seeds"].as_array_mut().unwrap().iter_mut().enumerate() {
+        seed[key] = value(i).into();
+    }
+}
+
 fn row(name: &str, score: f64, memory: u64, seconds: f64) -> Value {
     json!({
         "name": name, "policy": "lora", "settings": {}, "control_of": null, "status": "ok", "reason": null,
         "tried": [{ "lr": 0.001, "validation": 0.5 }, { "lr": 0.01, "validation": 0.6 }], "lr": 0.01,
-        "seeds": [], "score": { "mean": score, "interval": { "low": score - 0.01, "high": score + 0.01 } }, "scores": {},
+        "seeds": seeds(score), "score": { "mean": score, "interval": { "low": score - 0.01, "high": score + 0.01 } }, "scores": {},
         "vs_baseline": null, "vs_base": null, "vs_control": null, "curve": [],
         "memory": { "predicted_bytes": null, "measured_bytes": memory, "kinds": {} },
         "tokens_per_s": 100.0, "train_s": seconds, "steps": 10, "tokens": 1000, "selection": null,
@@ -119,16 +135,79 @@ fn the_best_mean_says_when_it_is_not_told_apart() {
     let mut methods = vec![row("A", 0.80, 1000, 1.0), row("B", 0.81, 1005, 1.0), row("C", 0.70, 3000, 2.0)];
     methods[1]["vs_baseline"] = paired(0.01, "undecided");
     methods[2]["tokens_per_s"] = 50.0.into();
+    each_seed(&mut methods[2], "tokens_per_s", |i| 50.0 + 0.3 * i as f64);
     let mut found = report(methods);
     let supported = said(&found, StatementKind::Supported);
     assert!(supported[0].ends_with("; the untouched model has 0.2000; it is not told apart from A."), "{supported:?}");
     assert!(supported.contains(&"B trained fastest, 100 tokens a second; C slowest, 50."), "{supported:?}");
-    // Within 1 % of each other: neither is the one that needs the least.
+    // Within a few percent of each other: neither is the one that needs the least.
     assert!(supported.contains(&"A and B need the least memory, 0.98 KiB; C the most, 2.93 KiB."), "{supported:?}");
     found.setup.jobs = 4;
     found.summary = words::summary(&found);
     let open = said(&found, StatementKind::Open);
     assert!(open.iter().any(|said| said.ends_with("slowest, 50, while 4 runs shared the machine.")), "{open:?}");
+}
+
+/// Two methods that are the same but for what differs from run to run anyway.
+#[test]
+fn identical_methods_differ_in_nothing_that_is_called_supported() {
+    let (mut a, mut b) = (row("A", 0.8, 56 << 20, 1.0), row("B", 0.8, 57 << 20, 1.2));
+    b["vs_baseline"] = paired(0.0, "identical");
+    (a["tokens_per_s"], b["tokens_per_s"]) = (3848.0.into(), 2900.0.into());
+    each_seed(&mut a, "tokens_per_s", |i| [3848.0, 2700.0, 4100.0][i]);
+    each_seed(&mut b, "tokens_per_s", |i| [2900.0, 2950.0, 2500.0][i]);
+    let mut report = report(vec![a, b]);
+    let supported = said(&report, StatementKind::Supported);
+    assert!(supported[0].starts_with("A and B share the best"), "{supported:?}");
+    assert_eq!(supported[1..], ["No difference from A in any run: B."]);
+    let told =
+        "A trained fastest, 3,848 tokens a second; B slowest, 2,900, by no more than runs of one method can differ.";
+    assert!(said(&report, StatementKind::Open).contains(&told), "{report:?}");
+    // One run each tells nothing of how runs differ; a card counts its bytes, and 2 % there are a difference.
+    report.setup.seeds = vec![1];
+    report.setup.devices = vec!["cuda:0, NVIDIA H100".into()];
+    report.methods.iter_mut().for_each(|row| row.seeds.truncate(1));
+    report.summary = words::summary(&report);
+    let told = "A trained fastest, 3,848 tokens a second; B slowest, 2,900, in one run each.";
+    assert!(said(&report, StatementKind::Open).contains(&told), "{report:?}");
+    let told = "A needs the least memory, 56.0 MiB; B the most, 57.0 MiB.";
+    assert!(said(&report, StatementKind::Supported).contains(&told), "{report:?}");
+}
+
+#[test]
+fn a_score_that_is_the_same_does_not_make_methods_the_same() {
+    let mut methods = vec![row("A", 0.8, 1, 1.0), row("B", 0.8, 1, 1.0)];
+    methods[1]["vs_baseline"] = paired(0.0, "identical");
+    methods[1]["vs_control"] = paired(0.0, "identical");
+    for row in &mut methods {
+        row["score"]["interval"] = json!({ "low": 0.8, "high": 0.8 });
+    }
+    methods[1]["seeds"][2]["scores"]["loss"] = 0.5.into();
+    let report = report(methods);
+    let open = said(&report, StatementKind::Open);
+    let told = "On each of 300 test examples the same accuracy as A, in every run, but not the same model: B. More examples, or the \
+                loss, may tell them apart.";
+    assert_eq!(open[0], told);
+    assert_eq!(open[1], "B has the same accuracy on every test example as with as many layers drawn at random.");
+    let flat =
+        "Every run of A and B has the same accuracy: intervals of no width, which say nothing of how much it varies.";
+    assert!(said(&report, StatementKind::Caution).contains(&flat), "{:?}", said(&report, StatementKind::Caution));
+}
+
+#[test]
+fn forgetting_is_told_apart_by_seeds() {
+    let mut methods = vec![row("A", 0.8, 1, 1.0), row("B", 0.8, 1, 1.0)];
+    for (row, rise) in methods.iter_mut().zip([0.1, 0.4]) {
+        row["forgetting"] = json!({ "mean": rise, "interval": null });
+        each_seed(row, "general_loss", |i| 3.0 + rise + 0.01 * rise * i as f64);
+    }
+    let told = "On general text, the loss rises least with A (+0.1000 nats a token) and most with B (+0.4000)";
+    let clear = report(methods.clone());
+    assert!(said(&clear, StatementKind::Supported).contains(&format!("{told}.").as_str()), "{clear:?}");
+    each_seed(&mut methods[1], "general_loss", |i| [3.0, 3.1, 4.4][i]);
+    let open = report(methods);
+    let told = format!("{told}, by no more than runs of one method can differ.");
+    assert!(said(&open, StatementKind::Open).contains(&told.as_str()), "{open:?}");
 }
 
 #[test]
@@ -168,6 +247,18 @@ fn methods_without_a_score_are_said_to_have_none() {
     failed["reason"] = "needed too much".into();
     let report = report(vec![row("A", 0.5, 1, 1.0), failed]);
     assert!(said(&report, StatementKind::Caution).contains(&"B ran out of memory: needed too much."));
+    let mut broken = report.clone();
+    broken.methods[1].status = Status::Failed;
+    broken.base.failure = Some("no such device.".into());
+    broken.summary = words::summary(&broken);
+    let cautions = said(&broken, StatementKind::Caution);
+    assert_eq!(
+        cautions[..2],
+        [
+            "The untouched model could not be judged: no such device.",
+            "B failed: needed too much. `--retry` runs it again."
+        ]
+    );
     assert!(table(&report).contains("out of memory"));
     let none = self::report(Vec::new());
     assert_eq!(said(&none, StatementKind::Caution)[0], "No method has a score.");
@@ -214,7 +305,7 @@ fn the_frontier_is_what_no_other_beats() {
 
 #[test]
 fn text_is_text_everywhere() {
-    let nasty = "</script><script>window.hacked=1</script>\u{2028}|`*[x](y)";
+    let nasty = "</script><script>window.hacked=1</script>\u{2028}|`*[x](y)&amp;";
     let mut report = report(vec![row(nasty, 0.5, 1, 1.0)]);
     report.title = "</title><img src=x onerror=alert(1)>".into();
     report.setup.configuration = "a = \"```\"".into();
@@ -227,7 +318,7 @@ fn text_is_text_everywhere() {
     assert_eq!(again, report);
 
     let markdown = markdown(&report);
-    assert!(markdown.contains("&lt;/script\\>") && markdown.contains("\\|\\`\\*\\[x\\](y)"), "{markdown}");
+    assert!(markdown.contains("&lt;/script\\>") && markdown.contains("\\|\\`\\*\\[x\\](y)&amp;amp;"), "{markdown}");
     // The fence is longer than any in the configuration.
     assert!(markdown.contains("````toml\n"), "{markdown}");
 }

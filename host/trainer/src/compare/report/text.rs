@@ -147,6 +147,7 @@ fn plain(text: &str) -> String {
         match c {
             '\n' | '\r' => out.push(' '),
             '<' => out.push_str("&lt;"),
+            '&' => out.push_str("&amp;"),
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '~' | '>' => out.extend(['\\', c]),
             _ => out.push(c),
         }

@@ -1,11 +1,9 @@
 //! The summary: what the numbers support, what they leave open, and what to know before drawing conclusions.
 
-use super::super::agreement::LayerMap;
 use super::super::score::Better;
 use super::super::stats::{Finding, Interval, Paired};
-use super::{Report, Row, Statement, StatementKind, Status};
+use super::{Report, Row, Statement, StatementKind, Status, costs};
 use crate::config::suggest::list;
-use crate::report::text::{duration, grouped, memory};
 
 /// The sentences, most important first.
 pub fn summary(report: &Report) -> Vec<Statement> {
@@ -13,14 +11,14 @@ pub fn summary(report: &Report) -> Vec<Statement> {
     best(report, &mut said);
     against_baseline(report, &mut said);
     controls(report, &mut said);
-    costs(report, &mut said);
-    choosing(report, &mut said);
-    forgetting(report, &mut said);
+    costs::memory_and_speed(report, &mut said);
+    costs::choosing(report, &mut said);
+    costs::forgetting(report, &mut said);
     cautions(report, &mut said);
     said
 }
 
-fn say(said: &mut Vec<Statement>, kind: StatementKind, text: String) {
+pub(super) fn say(said: &mut Vec<Statement>, kind: StatementKind, text: String) {
     said.push(Statement { kind, text });
 }
 
@@ -135,6 +133,12 @@ fn doubt(paired: &Paired) -> &'static str {
     }
 }
 
+/// Whether two methods' runs are alike in everything that was judged, and not only in the score.
+fn judged_alike(a: &Row, b: &Row) -> bool {
+    let judged = |row: &Row| row.seeds.iter().map(|s| (s.seed, s.scores.clone(), s.general_loss)).collect::<Vec<_>>();
+    judged(a) == judged(b)
+}
+
 /// One sentence for each kind of finding, all methods of that kind in it.
 fn against_baseline(report: &Report, said: &mut Vec<Statement>) {
     let baseline = &report.setup.baseline;
@@ -160,11 +164,25 @@ fn against_baseline(report: &Report, said: &mut Vec<Statement>) {
             say(said, StatementKind::Supported, text);
         }
     }
-    let identical = with(Finding::Identical);
-    if !identical.is_empty() {
-        let names: Vec<&str> = identical.iter().map(|(row, _)| row.name.as_str()).collect();
-        let text = format!("No difference from {baseline} in any run: {}.", list(&names));
+    let with_baseline = report.methods.iter().find(|row| row.name == *baseline);
+    let (same, coarse): (Vec<_>, Vec<_>) = with(Finding::Identical)
+        .into_iter()
+        .map(|(row, _)| row)
+        .partition(|row| with_baseline.is_some_and(|baseline| judged_alike(row, baseline)));
+    let names = |rows: &[&Row]| list(&rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>());
+    if !same.is_empty() {
+        let text = format!("No difference from {baseline} in any run: {}.", names(&same));
         say(said, StatementKind::Supported, text);
+    }
+    if !coarse.is_empty() {
+        let text = format!(
+            "On each of {} test examples the same {} as {baseline}, in every run, but not the same model: {}. More examples, or the \
+             loss, may tell them apart.",
+            report.setup.test_examples,
+            title(&report.setup.score),
+            names(&coarse)
+        );
+        say(said, StatementKind::Open, text);
     }
     let undecided = with(Finding::Undecided);
     if !undecided.is_empty() {
@@ -199,9 +217,14 @@ fn controls(report: &Report, said: &mut Vec<Statement>) {
                 StatementKind::Supported,
                 format!("The layers that {} chooses are worse than as many drawn at random ({difference}).", row.name),
             ),
+            // A score that is the same on every example can hide two different models.
             Finding::Identical => (
-                StatementKind::Supported,
-                format!("{} scores exactly as with as many layers drawn at random.", row.name),
+                StatementKind::Open,
+                format!(
+                    "{} has the same {} on every test example as with as many layers drawn at random.",
+                    row.name,
+                    title(&report.setup.score)
+                ),
             ),
             Finding::Undecided | Finding::OneSeed => (
                 StatementKind::Open,
@@ -217,95 +240,22 @@ fn controls(report: &Report, said: &mut Vec<Statement>) {
     }
 }
 
-/// The most memory that is not worth telling from so much: 1 % more.
-fn alike(bytes: u64) -> u64 {
-    bytes + bytes / 100
-}
-
-fn costs(report: &Report, said: &mut Vec<Statement>) {
-    let measured: Vec<(&Row, u64)> =
-        report.methods.iter().filter_map(|row| Some((row, row.memory.measured_bytes?))).collect();
-    let least = measured.iter().map(|(_, bytes)| *bytes).min();
-    let most = measured.iter().max_by_key(|(_, bytes)| *bytes);
-    if let (Some(small), Some((most, large))) = (least, most)
-        && alike(small) < *large
-    {
-        let names: Vec<&str> =
-            measured.iter().filter(|(_, bytes)| *bytes <= alike(small)).map(|(row, _)| row.name.as_str()).collect();
-        let needs = if names.len() == 1 { "needs" } else { "need" };
-        let text = format!(
-            "{} {needs} the least memory, {}; {} the most, {}.",
-            list(&names),
-            memory(small),
-            most.name,
-            memory(*large)
-        );
-        say(said, StatementKind::Supported, text);
-    }
-    let whole = |speed: f64| grouped(speed.round() as u64);
-    let timed: Vec<(&Row, f64)> = report.methods.iter().filter_map(|row| Some((row, row.tokens_per_s?))).collect();
-    let fast = timed.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-    let slow = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-    if let (Some((fast, most)), Some((slow, least))) = (fast, slow)
-        && *most > 1.05 * *least
-    {
-        // What else the machine had to do while one of them trained is unknown then.
-        let (kind, shared) = match report.setup.jobs {
-            0 | 1 => (StatementKind::Supported, String::new()),
-            jobs => (StatementKind::Open, format!(", while {jobs} runs shared the machine")),
-        };
-        let text = format!(
-            "{} trained fastest, {} tokens a second; {} slowest, {}{shared}.",
-            fast.name,
-            whole(*most),
-            slow.name,
-            whole(*least)
-        );
-        say(said, kind, text);
-    }
-}
-
-/// What choosing the layers costs, of the methods that choose.
-fn choosing(report: &Report, said: &mut Vec<Statement>) {
-    let costs: Vec<String> = report
-        .methods
-        .iter()
-        .filter(|row| row.layers.as_ref().is_some_and(LayerMap::chooses))
-        .filter_map(|row| {
-            let cost = row.selection.as_ref()?;
-            let held = cost.memory_bytes.map_or(String::new(), |bytes| format!(" and {}", memory(bytes)));
-            Some(format!("{} takes {}{held}", row.name, duration(cost.seconds)))
-        })
-        .collect();
-    if !costs.is_empty() {
-        let text = format!("To choose the layers, once, {}, beside the opened model.", list(&costs));
-        say(said, StatementKind::Supported, text);
-    }
-}
-
-fn forgetting(report: &Report, said: &mut Vec<Statement>) {
-    let rises: Vec<(&Row, f64)> = report.methods.iter().filter_map(|row| Some((row, row.forgetting?.mean))).collect();
-    let least = rises.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-    let most = rises.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-    if let (Some((least, low)), Some((most, high))) = (least, most)
-        && low < high
-    {
-        let text = format!(
-            "On general text, the loss moves least with {} ({} nats a token) and most with {} ({}).",
-            least.name,
-            signed(*low),
-            most.name,
-            signed(*high)
-        );
-        say(said, StatementKind::Supported, text);
-    }
+/// A reason without its full stop.
+fn bare(reason: &str) -> &str {
+    reason.trim_end().trim_end_matches('.')
 }
 
 fn cautions(report: &Report, said: &mut Vec<Statement>) {
+    if let Some(reason) = &report.base.failure {
+        say(said, StatementKind::Caution, format!("The untouched model could not be judged: {}.", bare(reason)));
+    }
     for row in report.methods.iter().filter(|row| row.status != Status::Ok) {
-        let what = if row.status == Status::OutOfMemory { "ran out of memory" } else { "failed" };
-        let reason = row.reason.as_deref().unwrap_or("for reasons unknown");
-        say(said, StatementKind::Caution, format!("{} {what}: {reason}.", row.name));
+        let reason = bare(row.reason.as_deref().unwrap_or("for reasons unknown"));
+        let text = match row.status {
+            Status::OutOfMemory => format!("{} ran out of memory: {reason}.", row.name),
+            _ => format!("{} failed: {reason}. `--retry` runs it again.", row.name),
+        };
+        say(said, StatementKind::Caution, text);
     }
     for row in report.methods.iter().filter(|row| row.status == Status::Ok) {
         for tried in &row.tried {
@@ -343,8 +293,23 @@ fn cautions(report: &Report, said: &mut Vec<Statement>) {
         );
         say(said, StatementKind::Caution, text);
     }
+    let flat: Vec<&str> = report
+        .methods
+        .iter()
+        .filter(|row| row.seeds.len() > 1)
+        .filter(|row| row.score.and_then(|score| score.interval).is_some_and(|i| i.low == i.high))
+        .map(|row| row.name.as_str())
+        .collect();
+    if !flat.is_empty() {
+        let text = format!(
+            "Every run of {} has the same {}: intervals of no width, which say nothing of how much it varies.",
+            list(&flat),
+            title(&report.setup.score)
+        );
+        say(said, StatementKind::Caution, text);
+    }
     if report.setup.jobs > 1 {
-        let text = format!("{} runs shared the machine: speeds and times are lower bounds.", report.setup.jobs);
+        let text = format!("{} runs shared the machine: speeds are lower bounds, times upper ones.", report.setup.jobs);
         say(said, StatementKind::Caution, text);
     }
     say(

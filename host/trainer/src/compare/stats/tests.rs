@@ -102,6 +102,25 @@ fn what_is_there_is_found_the_more_seeds_the_surer_and_pairing_is_why() {
 }
 
 #[test]
+fn the_extremes_of_methods_that_are_the_same_are_rarely_apart_and_those_of_others_are() {
+    let runs =
+        |trial: u32, method: u32| -> Vec<f64> { (0..3).map(|i| 8.0 + 0.1 * normal(trial, i, 50 + method)).collect() };
+    let false_alarms = (0..TRIALS)
+        .filter(|&trial| {
+            let mut methods: Vec<Vec<f64>> = (0..5).map(|method| runs(trial, method)).collect();
+            methods.sort_by(|a, b| mean(a).total_cmp(&mean(b)));
+            apart(&methods[4], &methods[0], 5)
+        })
+        .count();
+    assert!(false_alarms as f64 / f64::from(TRIALS) < 0.05 + 0.0146, "{false_alarms}");
+    // Three times as fast, where runs differ by a hundredth.
+    assert!(apart(&[9.01, 9.0, 9.02], &[7.91, 7.92, 7.9], 5));
+    // Counted, not timed; one run each; nothing at all.
+    assert!(apart(&[3.0, 3.0], &[2.0, 2.0], 2));
+    assert!(!apart(&[3.0, 3.0], &[3.0, 3.0], 2) && !apart(&[3.0], &[2.0], 2) && !apart(&[], &[], 2));
+}
+
+#[test]
 fn identical_methods_come_out_as_no_difference() {
     let scores = vec![0.81, 0.79, 0.84];
     let pair = Pair {
