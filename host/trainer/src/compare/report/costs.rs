@@ -21,12 +21,14 @@ fn by_seed(row: &Row, value: impl Fn(&SeedRow) -> Option<f64>) -> Vec<f64> {
     row.seeds.iter().map(value).collect::<Option<Vec<f64>>>().unwrap_or_default()
 }
 
-/// What to add to a sentence about extremes, and its kind, by whether they stand apart.
-fn supported(report: &Report, apart: bool) -> (StatementKind, &'static str) {
-    match (apart, report.setup.seeds.len()) {
-        (true, _) => (StatementKind::Supported, ""),
-        (false, 1) => (StatementKind::Open, ", in one run each"),
-        (false, _) => (StatementKind::Open, ", by no more than runs of one method can differ"),
+/// The kind of a sentence about the extremes of `count` methods, and what to add to it, by whether they stand apart.
+fn supported(most: &[f64], least: &[f64], count: usize) -> (StatementKind, &'static str) {
+    match most.len().min(least.len()) {
+        _ if apart(most, least, count) => (StatementKind::Supported, ""),
+        // Nobody wrote down how each run fared.
+        0 => (StatementKind::Open, ""),
+        1 => (StatementKind::Open, ", in one run each"),
+        _ => (StatementKind::Open, ", by no more than runs of one method can differ"),
     }
 }
 
@@ -63,7 +65,7 @@ pub(super) fn memory_and_speed(report: &Report, said: &mut Vec<Statement>) {
         let speeds = |row: &Row| by_seed(row, |seed| seed.tokens_per_s.map(f64::ln));
         let (kind, shared) = match report.setup.jobs {
             0 | 1 => {
-                let (kind, doubt) = supported(report, apart(&speeds(fast), &speeds(slow), timed.len()));
+                let (kind, doubt) = supported(&speeds(fast), &speeds(slow), timed.len());
                 (kind, doubt.to_string())
             }
             jobs => (StatementKind::Open, format!(", while {jobs} runs shared the machine")),
@@ -106,7 +108,7 @@ pub(super) fn forgetting(report: &Report, said: &mut Vec<Statement>) {
         && low < high
     {
         let losses = |row: &Row| by_seed(row, |seed| seed.general_loss);
-        let (kind, doubt) = supported(report, apart(&losses(most), &losses(least), rises.len()));
+        let (kind, doubt) = supported(&losses(most), &losses(least), rises.len());
         let text = format!(
             "On general text, the loss rises least with {} ({} nats a token) and most with {} ({}){doubt}.",
             least.name,
