@@ -196,7 +196,7 @@ impl Store {
             }
             if hash_of(path)? != hashed.hash {
                 return Err(Error::data(format!("{} changed while the comparison ran", path.display())).help(
-                    "run the same command again: what ended before that is kept, if the file becomes what it was",
+                    "the same command goes on with the file as it is now; what ended with the old one is kept for that one",
                 ));
             }
             hashed.seen = now;

@@ -185,10 +185,10 @@ fn a_score_that_is_the_same_does_not_make_methods_the_same() {
     methods[1]["seeds"][2]["scores"]["loss"] = 0.5.into();
     let report = report(methods);
     let open = said(&report, StatementKind::Open);
-    let told = "On each of 300 test examples the same accuracy as A, in every run, but not the same model: B. More examples, or the \
-                loss, may tell them apart.";
+    let told = "The same accuracy as A in every run, of models that are not the same: B. More test examples, or another score, may \
+                tell them apart.";
     assert_eq!(open[0], told);
-    assert_eq!(open[1], "B has the same accuracy on every test example as with as many layers drawn at random.");
+    assert_eq!(open[1], "B has the same accuracy as with as many layers drawn at random, in every run.");
     let flat =
         "Every run of A and B has the same accuracy: intervals of no width, which say nothing of how much it varies.";
     assert!(said(&report, StatementKind::Caution).contains(&flat), "{:?}", said(&report, StatementKind::Caution));

@@ -176,9 +176,8 @@ fn against_baseline(report: &Report, said: &mut Vec<Statement>) {
     }
     if !coarse.is_empty() {
         let text = format!(
-            "On each of {} test examples the same {} as {baseline}, in every run, but not the same model: {}. More examples, or the \
-             loss, may tell them apart.",
-            report.setup.test_examples,
+            "The same {} as {baseline} in every run, of models that are not the same: {}. More test examples, or another score, may \
+             tell them apart.",
             title(&report.setup.score),
             names(&coarse)
         );
@@ -221,7 +220,7 @@ fn controls(report: &Report, said: &mut Vec<Statement>) {
             Finding::Identical => (
                 StatementKind::Open,
                 format!(
-                    "{} has the same {} on every test example as with as many layers drawn at random.",
+                    "{} has the same {} as with as many layers drawn at random, in every run.",
                     row.name,
                     title(&report.setup.score)
                 ),
