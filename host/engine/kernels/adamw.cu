@@ -33,11 +33,18 @@ struct Tensor {
     u32 purpose, updates, padding;
 };
 
-// The exact root and quotient take more instructions than all the rest; these err by two units of the last place.
+// The exact root and quotient take more instructions than all the rest; these err by two units of the last place. What is
+// too small for a normal number is rounded up: its root is nothing beside epsilon.
 static __device__ __forceinline__ float fast_sqrt(float x) {
     float y;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(fmaxf(x, 1.17549435e-38f)));
     return y;
+}
+// By a root, which is a normal number.
+static __device__ __forceinline__ float fast_quotient(float x, float root) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(root));
+    return x * y;
 }
 
 static __device__ __forceinline__ u32 word(const uint4& w, int i) { return i == 0 ? w.x : i == 1 ? w.y : i == 2 ? w.z : w.w; }
@@ -193,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
             m.x[i] += t.rest1 * (x - m.x[i]);
             v.x[i] = t.beta2 * v.x[i] + t.rest2 * x * x;
             float root = fast_sqrt(v.x[i]) * t.inverse_root_correction2 + t.eps;
-            w.x[i] = w.x[i] * t.shrink - __fdividef(t.step_size * m.x[i], root);
+            w.x[i] = w.x[i] * t.shrink - fast_quotient(t.step_size * m.x[i], root);
         }
 #if MOMENTS == 32
         if (whole) store8f(pm, m), store8f(pv, v);

@@ -77,7 +77,9 @@ static __device__ __forceinline__ uint4 philox(u64 key64, u32 c0, u32 c1, u32 c2
     u32 k0 = (u32)key64, k1 = (u32)(key64 >> 32);
 #pragma unroll
     for (int round = 0; round < 10; round++) {
-        u64 p0 = 0xD2511F53ull * c0, p1 = 0xCD9E8D57ull * c2;
+        u64 p0, p1;  // one instruction each
+        asm("mul.wide.u32 %0, %1, 0xD2511F53;" : "=l"(p0) : "r"(c0));
+        asm("mul.wide.u32 %0, %1, 0xCD9E8D57;" : "=l"(p1) : "r"(c2));
         u32 n0 = (u32)(p1 >> 32) ^ c1 ^ k0, n2 = (u32)(p0 >> 32) ^ c3 ^ k1;
         c1 = (u32)p1;
         c3 = (u32)p0;
