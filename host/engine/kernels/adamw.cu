@@ -2,7 +2,7 @@
 //
 // Traffic, bytes an element: gradient 2 or 4, value 2 or 4 read and written (and a bf16 copy of 2 written for the
 // products), moments 8, 4 or 2 read and written, all in words of 16 bytes a lane where rows allow it. Measured, H100: 2.9
-// TB/s with f32 moments, 2.4 with bf16 ones, 1.1 with 8 bits (look-ups in shared memory), of 3.0 that a copy reaches.
+// TB/s with f32 moments, 2.4 with bf16 ones, of 3.0 that a copy reaches; 1.1 with 8 bits before their codes came from arithmetic.
 //
 // A block takes a chunk of 8192 elements of one tensor; `chunks` says which. A warp takes 256 elements at a time, eight
 // neighbours a lane, which is one block of the 8-bit moments.
@@ -78,46 +78,57 @@ static __device__ __forceinline__ void store8f(float* p, const Eight& v) {
 }
 
 #if MOMENTS == 8
-// The maps have a zero, a one, and in each of seven decades 10^(k-6)·(0.1 .. 1) twice as many evenly spread numbers as in
-// the one below; so the nearest entry's index is known up to one, and the entries beside it decide.
-struct Decade {
-    float scale, first;  // the index within the positive numbers is x·scale + first
-};
-
-// The index of the entry of a sorted map of 256 that is nearest to x. SIGNED: with negative numbers below the zero.
+// The nearest entry of a map by storage/dynamic8/lines.rs, which says why: the lesser of two lines, chosen by the decade, rounded
+// to the next whole number. Gives the code in the low byte; `doubt` becomes at least the distance from what it was rounded to.
 template <bool SIGNED>
-static __device__ __forceinline__ u32 nearest(const float* map, const Decade* decades, float x) {
-    float size = fabsf(x);
-    int k = min(max((int)floorf(__log2f(size) * 0.30103f) + 7, 0), 6);
-    Decade decade = decades[k];
-    int place = (int)floorf(size * decade.scale + decade.first);
-    int middle = SIGNED ? (x < 0.f ? 126 - place : 128 + place) : 1 + place;
-    middle = min(max(middle, 1), 254);
-    float below = map[middle - 1], at = map[middle], above = map[middle + 1];
-    bool lower = x < at;
-    float low = lower ? below : at, high = lower ? at : above;
-    return middle - lower + (x - low > high - x);
+static __device__ __forceinline__ u32 nearest(const float4* lines, float top, float x, float& doubt) {
+    const float whole = 12582912.f + (SIGNED ? 127.f : 0.f);  // 1.5 · 2²³: its low bits count ones
+    float size = fabsf(x), log;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log) : "f"(size));
+    // Of the eight decades up to one; a few millionths early, never late.
+    float eighth = __saturatef(fmaf(log, 0.03762875f, 0.8750006f));
+    // The decade, from 0 to 8, in the low bits; only its 16 bytes an entry remain of the shifted word.
+    u32 place = __float_as_uint(__fmaf_rd(eighth, 1.9073486328125e-6f, 2.f)) << 4;
+    float4 line = *reinterpret_cast<const float4*>(reinterpret_cast<const char*>(lines) + place);
+    float at = fminf(fmaf(size, line.x, line.y), fmaf(size, line.z, line.w));
+    if (SIGNED) at = __uint_as_float(__float_as_uint(at) | (__float_as_uint(x) & 0x80000000u));  // it is not negative
+    float code = at + whole;
+    doubt = fmaxf(doubt, fabsf(at - (code - whole)));
+    return __float_as_uint(x > top ? code + 1.f : code);
+}
+
+// The nearest entry, given that or one beside it: the middles between them decide.
+static __device__ __forceinline__ u32 settled(const float* map, u32 code, float x) {
+    code &= 0xff;
+    bool below = code > 0 && !(x > 0.5f * (map[max(code, 1u) - 1] + map[code]));
+    bool above = code < 255 && x > 0.5f * (map[code] + map[min(code, 254u) + 1]);
+    return code - below + above;
+}
+
+static __device__ __forceinline__ u32 byte_of(u32 word, int i) { return __byte_perm(word, 0, 0x4440 | i); }
+// The low bytes of eight words.
+static __device__ __forceinline__ uint2 packed8(const u32 (&x)[8]) {
+    u32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) pairs[i] = __byte_perm(x[2 * i], x[2 * i + 1], 0x40);
+    return make_uint2(__byte_perm(pairs[0], pairs[1], 0x5410), __byte_perm(pairs[2], pairs[3], 0x5410));
 }
 #endif
 
 static __device__ __forceinline__ u64 gradient_of(const Tensor& t, u64 window) { return t.grad + (t.flags & 8 ? window : 0); }
 
-// maps[2][256]: of the first moments, of the second. Nothing changes once *stop is not zero.
+// maps: 256 entries for the first moments, 256 for the second, 9 pairs of lines for each. Nothing changes once *stop is not zero.
 extern "C" __global__ void __launch_bounds__(256, 3) adamw(
     const Tensor* tensors, const uint2* chunks, const float* maps, const float* grad_factor, u64 seed,
     u64 window, const u32* stop) {
     if (stop && *stop) return;
 #if MOMENTS == 8
-    __shared__ float map[512];
-    __shared__ Decade decades[14];
-    map[threadIdx.x] = maps[threadIdx.x], map[256 + threadIdx.x] = maps[256 + threadIdx.x];
-    if (threadIdx.x < 14) {
-        int k = threadIdx.x % 7, shift = threadIdx.x / 7;  // the map without negative numbers has twice as many
-        float count = (float)(1 << (k + shift)), power = 1.f;
-        for (int i = k; i < 6; i++) power *= 10.f;
-        decades[threadIdx.x] = {power * count / 0.9f, count - (float)(1 << shift) - count / 9.f};
-    }
+    __shared__ __align__(16) float map[512 + 72];
+    for (int i = threadIdx.x; i < 512 + 72; i += 256) map[i] = maps[i];
     __syncthreads();
+    const float4 *lines1 = reinterpret_cast<const float4*>(map + 512), *lines2 = lines1 + 9;
+    // The middles below the last entries, one.
+    float top1 = 0.5f * (map[254] + map[255]), top2 = 0.5f * (map[510] + map[511]);
 #endif
     uint2 chunk = chunks[blockIdx.x];
     const Tensor t = tensors[chunk.x];
@@ -169,19 +180,20 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
         u64 block = (u64)chunk.y * 32 + part;
         float *max1 = reinterpret_cast<float*>(t.first_max) + block, *max2 = reinterpret_cast<float*>(t.second_max) + block;
         float old1 = *max1, old2 = *max2;
-        uint2 codes1 = make_uint2(0, 0), codes2 = codes1;
+        // The codes of zero, where there is no element.
+        uint2 codes1 = make_uint2(0x7f7f7f7fu, 0x7f7f7f7fu), codes2 = make_uint2(0, 0);
         if (whole) {
             codes1 = *reinterpret_cast<const uint2*>(pm), codes2 = *reinterpret_cast<const uint2*>(pv);
         } else {
             EACH {
                 u32 &to1 = i < 4 ? codes1.x : codes1.y, &to2 = i < 4 ? codes2.x : codes2.y;
-                to1 |= (u32)pm[i] << (8 * (i & 3)), to2 |= (u32)pv[i] << (8 * (i & 3));
+                to1 ^= (pm[i] ^ 0x7fu) << (8 * (i & 3)), to2 |= (u32)pv[i] << (8 * (i & 3));
             }
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             u32 from1 = i < 4 ? codes1.x : codes1.y, from2 = i < 4 ? codes2.x : codes2.y;
-            m.x[i] = map[from1 >> (8 * (i & 3)) & 0xff] * old1, v.x[i] = map[256 + (from2 >> (8 * (i & 3)) & 0xff)] * old2;
+            m.x[i] = map[byte_of(from1, i & 3)] * old1, v.x[i] = map[256 + byte_of(from2, i & 3)] * old2;
         }
 #endif
         u32 random[8];
@@ -215,19 +227,30 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
         else EACH pm[i] = half_of(rounded1, i), pv[i] = half_of(rounded2, i);
 #else
         float new1 = 0.f, new2 = 0.f;
-        EACH new1 = fmaxf(new1, fabsf(m.x[i])), new2 = fmaxf(new2, v.x[i]);
+#pragma unroll
+        for (int i = 0; i < 8; i++) new1 = fmaxf(new1, fabsf(m.x[i])), new2 = fmaxf(new2, v.x[i]);
         new1 = warp_max(new1), new2 = warp_max(new2);
         if (lane == 0) *max1 = new1, *max2 = new2;
-        float by1 = new1 > 0.f ? 1.f / new1 : 0.f, by2 = new2 > 0.f ? 1.f / new2 : 0.f;
-        codes1 = codes2 = make_uint2(0, 0);
+        // As the processor has it: what is smaller is as good as nothing.
+        float by1 = 1.f / fmaxf(new1, 1e-38f), by2 = 1.f / fmaxf(new2, 1e-38f), doubt = 0.f;
+        u32 code1[8], code2[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            u32 code1 = nearest<true>(map, decades, m.x[i] * by1), code2 = nearest<false>(map + 256, decades + 7, v.x[i] * by2);
-            // A second moment that rounds to zero would let its element leap: the smallest entry instead.
-            code2 = code2 == 0 && v.x[i] > 0.f ? 1 : code2;
-            u32 &to1 = i < 4 ? codes1.x : codes1.y, &to2 = i < 4 ? codes2.x : codes2.y;
-            to1 |= code1 << (8 * (i & 3)), to2 |= code2 << (8 * (i & 3));
+            code1[i] = nearest<true>(lines1, top1, m.x[i] * by1, doubt);
+            code2[i] = nearest<false>(lines2, top2, v.x[i] * by2, doubt);
         }
+        // So near to a middle that arithmetic could err: 8 numbers in 100,000.
+        if (doubt > 0.49996f) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                code1[i] = settled(map, code1[i], m.x[i] * by1);
+                code2[i] = max(settled(map + 256, code2[i], v.x[i] * by2), 1u);
+            }
+        }
+        // A second moment that rounds to zero would let its element leap: the smallest entry instead, which the lines give.
+#pragma unroll
+        for (int i = 0; i < 8; i++) code2[i] = v.x[i] > 0.f ? code2[i] : 0;
+        codes1 = packed8(code1), codes2 = packed8(code2);
         if (whole) {
             *reinterpret_cast<uint2*>(pm) = codes1, *reinterpret_cast<uint2*>(pv) = codes2;
         } else {

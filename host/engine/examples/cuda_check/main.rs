@@ -15,6 +15,7 @@ mod bench;
 mod lean;
 mod limits;
 mod model;
+mod moments;
 mod ops;
 mod products;
 mod work;
@@ -52,6 +53,7 @@ fn main() {
             let mut report = Report { only, ..Report::default() };
             ops::check(&context, &mut report);
             model::check(&context, &mut report);
+            moments::check(&context, &mut report);
             lean::check(&context, &mut report);
             println!("{} checks, {} failed", report.done, report.failed.len());
             for failure in &report.failed {

@@ -12,7 +12,7 @@ use super::trainable::{Grad, MomentFormat, Moments, Trainable};
 use super::watched::{Watched, tables_sums};
 use crate::error::{EngineError, Result};
 use crate::optim::AdamWOptions;
-use crate::storage::dynamic8::{SIGNED, UNSIGNED};
+use crate::storage::dynamic8::{SIGNED, UNSIGNED, lines::lines};
 
 /// Elements of a chunk, as the kernels have it.
 pub(super) const CHUNK: usize = 8192;
@@ -156,8 +156,10 @@ impl Decoder {
         let count = chunks.len() / 2;
         let context = &self.context;
         let buffer = |bytes: usize| Buffer::new(context, bytes);
-        let maps = buffer(512 * 4)?;
-        context.upload(maps.view(1, 512), &[SIGNED.values, UNSIGNED.values].concat())?;
+        let lines = [lines(&SIGNED, true), lines(&UNSIGNED, false)].concat().concat();
+        let values = [&SIGNED.values[..], &UNSIGNED.values, &lines].concat();
+        let maps = buffer(values.len() * 4)?;
+        context.upload(maps.view(1, values.len()), &values)?;
         let tables = Tables {
             descriptors: buffer(of.len() * size_of::<Descriptor>())?,
             chunks: buffer(chunks.len() * 4)?,

@@ -5,6 +5,9 @@
 
 use std::sync::LazyLock;
 
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod lines;
+
 /// The smallest magnitude that blocks are divided by.
 pub(super) const LEAST: f32 = 1e-38;
 
