@@ -36,7 +36,8 @@ impl Choices {
         if let Some(file) = &self.file {
             let _ = file.parent().map(std::fs::create_dir_all);
             if let Ok(mut out) = std::fs::OpenOptions::new().create(true).append(true).open(file) {
-                let _ = writeln!(out, "{key}\t{choice}");
+                // In one piece, since other processes write to the same file.
+                let _ = out.write_all(format!("{key}\t{choice}\n").as_bytes());
             }
         }
         self.known.insert(key, choice);

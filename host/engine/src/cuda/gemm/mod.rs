@@ -1,0 +1,227 @@
+//! Matrix products by cuBLASLt: bf16 in, `f32` sums, bf16 or `f32` out. Each shape's plan is made once (`plan.rs`),
+//! and the fastest algorithm of each class of large shapes is found by trying.
+//!
+//! Matrices are row-major, as everywhere in the engine; cuBLASLt's are column-major, so each call computes the
+//! transpose: `n`, `t` and the order of `a` and `b` follow [`crate::ops::matmul`].
+
+mod plan;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+
+use cudarc::cublaslt::sys;
+use cudarc::driver::result;
+use half::bf16;
+
+use self::plan::{Class, Key, Planned, described, lt, proposals};
+use super::context::{Context, check};
+use super::memory::{Element, View};
+use super::tuning::Choices;
+use crate::error::{EngineError, Result};
+
+/// Which of the factors is transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `a[m, k] · b[n, k]ᵀ`.
+    Nt,
+    /// `a[m, k] · b[k, n]`.
+    Nn,
+    /// `a[k, m]ᵀ · b[k, n]`.
+    Tn,
+}
+
+/// A type that a product can write.
+pub trait Output: Element {
+    #[doc(hidden)]
+    const DATA_TYPE: sys::cudaDataType;
+}
+impl Output for bf16 {
+    const DATA_TYPE: sys::cudaDataType = sys::cudaDataType_t::CUDA_R_16BF;
+}
+impl Output for f32 {
+    const DATA_TYPE: sys::cudaDataType = sys::cudaDataType_t::CUDA_R_32F;
+}
+
+/// Plans of products, by shape.
+#[derive(Debug)]
+pub struct Gemm {
+    handle: sys::cublasLtHandle_t,
+    workspace: Option<(u64, usize)>,
+    plans: HashMap<Key, Planned>,
+    classes: HashMap<Key, Class>,
+    choices: Choices,
+}
+
+// SAFETY: handles that any thread may use while their context is current; used behind a mutex.
+unsafe impl Send for Gemm {}
+
+/// Scratch memory of the products: what cuBLAS recommends for Hopper.
+pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
+/// From which work on algorithms are compared: some 20 µs, by operations or by traffic. Texts of unlike length bring new classes
+/// of shapes for a while, and comparing costs 48 products.
+const TUNED_FROM_FLOP: f64 = 1.5e10;
+const TUNED_FROM_BYTES: usize = 64_000_000;
+
+impl Gemm {
+    pub(crate) fn new(context: &Context) -> Result<Self> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes the handle.
+        lt("start cuBLASLt", unsafe { sys::cublasLtCreate(&mut handle) })?;
+        // SAFETY: reads a number.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let choices = Choices::load(context.name(), version);
+        Ok(Self { handle, workspace: None, plans: HashMap::new(), classes: HashMap::new(), choices })
+    }
+
+    /// Has a product's descriptors and its class.
+    fn plan(&mut self, key: Key, data_type: sys::cudaDataType) -> Result<(&mut Planned, &mut Class)> {
+        if let Entry::Vacant(place) = self.plans.entry(key) {
+            // SAFETY: creates descriptors from plain numbers; they live as long as the plans.
+            place.insert(unsafe { described(key, data_type) }?);
+        }
+        let class = key.class();
+        if !self.classes.contains_key(&class) {
+            // SAFETY: as above; those of the shape that stands for the class are needed only for the question.
+            let algorithms = unsafe {
+                let planned = described(class, data_type)?;
+                let algorithms = proposals(self.handle, class, &planned);
+                planned.destroy();
+                algorithms?
+            };
+            let choice = self.choices.get(&format!("{class:?}")).filter(|&choice| choice < algorithms.len());
+            self.classes.insert(class, Class { chosen: choice.unwrap_or(0), tuned: choice.is_some(), algorithms });
+        }
+        match (self.plans.get_mut(&key), self.classes.get_mut(&class)) {
+            (Some(planned), Some(class)) => Ok((planned, class)),
+            _ => Err(EngineError::Device { doing: "multiply".into(), reason: "no plan".into() }),
+        }
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        // SAFETY: the context is current while its last owner drops this, and the stream is idle.
+        unsafe {
+            for plan in self.plans.values() {
+                plan.destroy();
+            }
+            if let Some((ptr, _)) = self.workspace {
+                let _ = result::free_sync(ptr);
+            }
+            let _ = sys::cublasLtDestroy(self.handle);
+        }
+    }
+}
+
+/// The largest power of two up to 256 that divides an address or a stride in bytes.
+fn alignment(of: u64) -> u32 {
+    if of == 0 { 256 } else { 1 << of.trailing_zeros().min(8) }
+}
+
+/// `out = alpha · (a · b) + beta · add`, where `add` may be `out` itself; without `add` nothing is read from `out`.
+///
+/// # Errors
+/// When cuBLASLt has no algorithm for the shape, or the device fails.
+pub fn multiply<T: Output>(
+    context: &Context,
+    layout: Layout,
+    out: View<T>,
+    alpha: f32,
+    a: View<bf16>,
+    b: View<bf16>,
+    add: Option<(f32, View<T>)>,
+) -> Result<()> {
+    let (m, n) = (out.rows(), out.cols());
+    let (inner_a, outer_a) = if layout == Layout::Tn { (a.rows(), a.cols()) } else { (a.cols(), a.rows()) };
+    let (inner_b, outer_b) = if layout == Layout::Nt { (b.cols(), b.rows()) } else { (b.rows(), b.cols()) };
+    assert_eq!((m, n, inner_a), (outer_a, outer_b, inner_b), "a product's shapes fit ({layout:?})");
+    if context.is_dry() || m == 0 || n == 0 || inner_a == 0 {
+        return Ok(());
+    }
+    let (beta, c) = add.unwrap_or((0.0, out));
+    let addresses = [a.ptr(), b.ptr(), c.ptr(), out.ptr()];
+    let bytes = [2, 2, size_of::<T>(), size_of::<T>()];
+    let strides = [a.stride(), b.stride(), c.stride(), out.stride()];
+    let aligned = addresses.iter().copied().chain(strides.iter().zip(bytes).map(|(s, b)| (s * b) as u64));
+    let key = Key {
+        layout,
+        mnk: [m, n, inner_a],
+        strides,
+        wide_out: size_of::<T>() == 4,
+        adds: add.is_some(),
+        alignment: aligned.map(alignment).min().unwrap_or(2),
+    };
+    let stream = context.stream();
+    context.with_gemm(|gemm| {
+        if gemm.workspace.is_none() {
+            // SAFETY: freed when the plans are dropped.
+            let ptr = check("allocate device memory", unsafe { result::malloc_sync(WORKSPACE_BYTES) })?;
+            context.allocated(WORKSPACE_BYTES as i64);
+            gemm.workspace = Some((ptr, WORKSPACE_BYTES));
+        }
+        let (handle, (workspace, workspace_bytes)) = (gemm.handle, gemm.workspace.unwrap_or_default());
+        let pointer = |address: u64| address as *mut c_void;
+        let run = |planned: &Planned, algorithm: &sys::cublasLtMatmulAlgo_t| {
+            // SAFETY: the descriptors say what lies at the addresses; the views are of live buffers.
+            let status = unsafe {
+                sys::cublasLtMatmul(
+                    handle,
+                    planned.operation,
+                    std::ptr::from_ref(&alpha).cast(),
+                    pointer(b.ptr()),
+                    planned.a,
+                    pointer(a.ptr()),
+                    planned.b,
+                    std::ptr::from_ref(&beta).cast(),
+                    pointer(c.ptr()),
+                    planned.c,
+                    pointer(out.ptr()),
+                    planned.d,
+                    algorithm,
+                    pointer(workspace),
+                    workspace_bytes,
+                    stream.cast(),
+                )
+            };
+            lt("multiply", status)
+        };
+        let (planned, class) = gemm.plan(key, T::DATA_TYPE)?;
+        // A product that reads what it writes cannot be repeated.
+        let repeatable = c.ptr() != out.ptr() || !key.adds;
+        let flop = 2.0 * m as f64 * n as f64 * inner_a as f64;
+        let moved = 2 * inner_a * (m + n) + size_of::<T>() * m * n;
+        let large = flop > TUNED_FROM_FLOP || moved > TUNED_FROM_BYTES;
+        let mut chosen = None;
+        if !class.tuned && repeatable && large && class.algorithms.len() > 1 {
+            class.chosen = fastest(context, &class.algorithms, |algorithm| run(planned, algorithm))?;
+            class.tuned = true;
+            chosen = Some(class.chosen);
+        }
+        let algorithm = planned.settle(handle, key, class)?;
+        context.measured(|| run(planned, &algorithm))?;
+        if let Some(chosen) = chosen {
+            gemm.choices.set(format!("{:?}", key.class()), chosen);
+        }
+        Ok(())
+    })
+}
+
+/// Which of several ways of doing the same takes the least time, in the best of three turns.
+fn fastest<W>(context: &Context, ways: &[W], run: impl Fn(&W) -> Result<()>) -> Result<usize> {
+    let mut best = vec![f64::INFINITY; ways.len()];
+    for _ in 0..3 {
+        for (way, best) in ways.iter().zip(&mut best) {
+            context.synchronize()?;
+            let started = std::time::Instant::now();
+            // A way that fails is none.
+            if run(way).and_then(|()| run(way)).is_err() {
+                continue;
+            }
+            context.synchronize()?;
+            *best = best.min(started.elapsed().as_secs_f64());
+        }
+    }
+    let fastest = best.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
+    Ok(fastest.map_or(0, |(way, _)| way))
+}
