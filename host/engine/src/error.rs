@@ -73,6 +73,14 @@ pub enum EngineError {
         /// What the driver or the library said.
         reason: String,
     },
+    /// The machine's own memory does not suffice for what waits there.
+    #[error("out of memory: {:.2} GiB are needed beside the GPU's, {:.2} are free", gib(*.needed), gib(*.free))]
+    OutOfHostMemory {
+        /// Bytes asked for.
+        needed: usize,
+        /// Bytes that the system has left.
+        free: usize,
+    },
     /// The card's memory does not suffice.
     #[error(
         "out of GPU memory: {:.2} GiB more are needed, {:.2} of {:.2} GiB are free",
