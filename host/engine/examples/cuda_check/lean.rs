@@ -1,6 +1,6 @@
 //! What takes less memory changes no bit: the same training with and without.
 
-use liftplan_engine::cuda::{Context, Decoder as CudaDecoder, MomentFormat, Options, StepPlan, Update};
+use liftplan_engine::cuda::{Context, Decoder as CudaDecoder, ModelShape, MomentFormat, Options, StepPlan, Update};
 use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 use liftplan_engine::{EngineError, IGNORE};
 
@@ -41,6 +41,17 @@ pub fn check(context: &Context, report: &mut Report) {
             embedding_on_host(context, &case, report);
         }
     }
+    for case in [
+        case("waiting on the host, lora", Method::Lora),
+        case("waiting on the host, qlora", Method::Qlora),
+        case("waiting on the host, spectrum", Method::Spectrum),
+        Case { biases: true, ..case("waiting on the host, full", Method::Full) },
+        Case { head_norms: false, ..case("waiting on the host, lora without heads' norms", Method::Lora) },
+    ] {
+        if report.wants(case.name) {
+            waiting(context, &deep(case), report);
+        }
+    }
     let narrow = Options { moments: MomentFormat::EightBit, narrow_grads: true, ..Options::default() };
     for case in [
         case("updates inside the pass, lora", Method::Lora),
@@ -56,6 +67,43 @@ pub fn check(context: &Context, report: &mut Report) {
         if report.wants(case.name) {
             update_in_backward(context, &case, report);
         }
+    }
+}
+
+/// A case with enough blocks for what they keep to take turns.
+fn deep(case: Case) -> Case {
+    let shape = ModelShape { blocks: 7, windows: vec![None; 7], ..case.shape };
+    Case { shape, ..case }
+}
+
+/// Steps by plans that keep less and leave it elsewhere, against one that keeps all.
+fn waiting(context: &Context, case: &Case, report: &mut Report) {
+    let values = values(case);
+    let run = |plan: &StepPlan| {
+        let mut decoder = built(context, case, case.options, &values);
+        let updates = updates(&decoder, 0.01);
+        let mut numbers = Vec::new();
+        for step in 0..4_u32 {
+            let batch = batch(case.shape.vocab, step % 2);
+            decoder.set_dropout(3, u64::from(step));
+            decoder.clear_grads();
+            let scale = 1.0 / batch.target_count() as f32;
+            let loss = decoder.accumulate_with(&batch, scale, plan).unwrap();
+            numbers.extend([loss.sum, decoder.grad_norm().unwrap()]);
+            decoder.update(&OPTIONS, &updates, 1.0).unwrap();
+        }
+        let values: Vec<Vec<f32>> = decoder.trainables().iter().map(|t| t.value(context).unwrap()).collect();
+        (numbers, values)
+    };
+    let little = || StepPlan::new(7, 1, 0, 4096, 4096);
+    let all = run(&StepPlan::new(7, 7, 7, 4096, 4096));
+    report.holds(&format!("{}: it moved", case.name), all.0[0] != all.0[4]);
+    for (name, plan) in [
+        ("attention kept", little().attended()),
+        ("attention on the host", StepPlan { offload: true, ..little().attended() }),
+        ("inputs on the host", StepPlan { offload: true, ..little() }),
+    ] {
+        report.holds(&format!("{}: {name}, the same bits", case.name), run(&plan) == all);
     }
 }
 

@@ -26,7 +26,8 @@ pub struct Mark {
     high: usize,
 }
 
-const ALIGNMENT: usize = 256;
+/// Bytes to a multiple of which everything begins.
+pub(super) const ALIGNMENT: usize = 256;
 
 impl Arena {
     /// An arena without memory that counts.

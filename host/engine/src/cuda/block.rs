@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::arena::{Arena, Mark};
+use super::arena::{ALIGNMENT, Arena, Mark};
 use super::attention::{self, Documents};
 use super::context::Context;
 use super::group::{Dropping, Group};
@@ -47,6 +47,8 @@ pub(crate) struct Block {
 pub enum Level {
     /// Its input: all else is computed again.
     Input,
+    /// Its input and what attention and the product behind it gave: attention's inputs and the feed-forward half are made again.
+    Attended,
     /// What the large products and attention gave; norms and rotations are made again.
     Products,
     /// All that the backward pass reads.
@@ -100,12 +102,20 @@ impl<'a> Pass<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Attended {
     pub normed: Option<View<bf16>>,
-    pub qkv: View<bf16>,
+    pub qkv: Option<View<bf16>>,
     pub rotated: Option<View<bf16>>,
     pub out: View<bf16>,
     pub lse: View<f32>,
     pub mid: View<bf16>,
     pub before_mid: Mark,
+}
+
+/// Where [`Level::Attended`] keeps what it does.
+#[derive(Clone, Copy)]
+pub(super) struct AttendedPlace {
+    out: View<bf16>,
+    lse: View<f32>,
+    mid: View<bf16>,
 }
 
 /// What a block's forward pass keeps.
@@ -137,7 +147,7 @@ impl Block {
     }
 
     /// Whether rotated heads can take the place of those before: nothing reads these again then.
-    fn rotates_in_place(&self) -> bool {
+    pub(super) fn rotates_in_place(&self) -> bool {
         self.q_norm.is_none() && self.k_norm.is_none() && self.qkv.bias.is_none()
     }
 
@@ -155,12 +165,44 @@ impl Block {
         Ok(normed)
     }
 
+    /// Queries, keys and values of normed rows, before they are rotated.
+    pub(super) fn project_heads(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        normed: View<bf16>,
+        qkv: View<bf16>,
+    ) -> Result<()> {
+        let start = arena.mark();
+        let weight = self.qkv.weights(pass.context, arena)?;
+        self.qkv.lower(pass.context, arena, weight, normed, pass.dropping)?;
+        self.qkv.forward(pass.context, weight, normed, qkv, None)?;
+        arena.release_high(start);
+        Ok(())
+    }
+
     /// Room that the gradient of the residual stream needs behind its columns.
     pub fn residual_room(&self) -> usize {
         self.o.rank.max(self.down.rank)
     }
 
-    /// Writes the block's output to `out`, keeping what `level` says; `None` keeps nothing.
+    /// Bytes of what [`Level::Attended`] keeps beside the input, for so many tokens.
+    pub fn attended_bytes(&self, tokens: usize) -> usize {
+        let place = self.attended_place(View::at(0, 1, 0, 0), tokens);
+        (place.mid.ptr() as usize + tokens * self.hidden * size_of::<bf16>()).next_multiple_of(ALIGNMENT)
+    }
+
+    /// What lies where in such a place.
+    fn attended_place(&self, place: View<u8>, tokens: usize) -> AttendedPlace {
+        let aligned = |at: u64| at.next_multiple_of(ALIGNMENT as u64);
+        let (cols, stride) = (self.o.inputs, self.o.inputs + self.o.rank);
+        let out = View::at(place.ptr(), tokens, cols, stride);
+        let lse = View::at(aligned(out.ptr() + (tokens * stride * 2) as u64), self.attention.heads, tokens, tokens);
+        let mid = View::at(aligned(lse.ptr() + 4 * lse.len() as u64), tokens, self.hidden, self.hidden);
+        AttendedPlace { out, lse, mid }
+    }
+
+    /// Writes the block's output to `out`, keeping what `level` says; `None` keeps nothing. [`Level::Attended`] keeps it in `place`.
     pub fn forward(
         &self,
         pass: &Pass<'_>,
@@ -168,9 +210,10 @@ impl Block {
         x: View<bf16>,
         out: View<bf16>,
         level: Option<Level>,
+        place: Option<View<u8>>,
     ) -> Result<Kept> {
-        if level >= Some(Level::Products) || pass.pieces.len() < 2 {
-            return self.forward_whole(pass, arena, x, out, level);
+        if level >= Some(Level::Attended) || pass.pieces.len() < 2 {
+            return self.forward_whole(pass, arena, x, out, level, place);
         }
         let low_down = self.make_low(arena, x.rows(), level)?;
         let start = arena.mark();
@@ -178,7 +221,7 @@ impl Block {
         for piece in pass.pieces {
             let mark = arena.mark();
             let rows = |view: View<bf16>| view.slice_rows(piece.first, piece.rows);
-            self.attend(&pass.of(piece, true), arena, rows(x), Some(rows(mid)), [false, false])?;
+            self.attend(&pass.of(piece, true), arena, rows(x), Some(rows(mid)), None, [false, false])?;
             arena.release_high(mark);
         }
         // Packed weights are unpacked once for all pieces.
@@ -201,19 +244,25 @@ impl Block {
         x: View<bf16>,
         out: View<bf16>,
         level: Option<Level>,
+        place: Option<View<u8>>,
     ) -> Result<Kept> {
         let mark = arena.mark();
+        let place = place.map(|place| self.attended_place(place, x.rows()));
         let (keeps, all) = (level >= Some(Level::Products), level == Some(Level::All));
         let low_down = self.make_low(arena, x.rows(), level)?;
         let gate_up = keeps.then(|| arena.low(x.rows(), self.gate_up.outputs, self.gate_up.rank)).transpose()?;
-        let mid = arena.take_view(keeps, x.rows(), x.cols(), 0)?;
+        let mid = match place {
+            Some(place) => place.mid,
+            None => arena.take_view(keeps, x.rows(), x.cols(), 0)?,
+        };
         let rest = arena.mark();
-        let attended = self.attend(pass, arena, x, Some(mid), [keeps, all])?;
+        let attended = self.attend(pass, arena, x, Some(mid), place, [keeps, all])?;
         arena.release_high(rest);
         let normed = all.then(|| arena.low(x.rows(), x.cols(), self.gate_up.rank)).transpose()?;
         self.feed_forward(pass, arena, mid, out, [gate_up, normed, low_down])?;
         arena.release_high(mark);
-        Ok(Kept { x, low_down, attended: keeps.then_some(attended), normed, gate_up })
+        let attended = (keeps || place.is_some()).then_some(attended);
+        Ok(Kept { x, low_down, attended, normed, gate_up })
     }
 
     /// The feed-forward half, a few rows at a time; what is given to keep is written there.
@@ -256,21 +305,27 @@ impl Block {
         Ok(())
     }
 
-    /// The attention half; `[products, all]` say what goes to the arena's low end. Without `mid` it is made behind all
-    /// else, so that it can be given back first.
+    /// The attention half; `[products, all]` say what goes to the arena's low end, `place` what goes elsewhere. Without `mid`
+    /// it is made behind all else, so that it can be given back first.
     pub(super) fn attend(
         &self,
         pass: &Pass<'_>,
         arena: &mut Arena,
         x: View<bf16>,
         mid: Option<View<bf16>>,
+        place: Option<AttendedPlace>,
         [products, all]: [bool; 2],
     ) -> Result<Attended> {
         let context = pass.context;
         let (tokens, shape) = (x.rows(), &self.attention);
         let qkv = arena.take_view(products, tokens, self.qkv.outputs, 0)?;
-        let out = arena.take_view::<bf16>(products, tokens, shape.heads * shape.dim, self.o.rank)?;
-        let lse = arena.take_view::<f32>(products, shape.heads, tokens, 0)?;
+        let (out, lse) = match place {
+            Some(place) => (place.out, place.lse),
+            None => (
+                arena.take_view::<bf16>(products, tokens, shape.heads * shape.dim, self.o.rank)?,
+                arena.take_view::<f32>(products, shape.heads, tokens, 0)?,
+            ),
+        };
         let in_place = self.rotates_in_place();
         let rotated = match in_place {
             true => qkv,
@@ -283,9 +338,7 @@ impl Block {
         };
         let inner = arena.mark();
         let normed = self.normed(pass, arena, all, x, self.input_norm, self.qkv.rank)?;
-        let weight = self.qkv.weights(context, arena)?;
-        self.qkv.lower(context, arena, weight, normed, pass.dropping)?;
-        self.qkv.forward(context, weight, normed, qkv, None)?;
+        self.project_heads(pass, arena, normed, qkv)?;
         arena.release_high(inner);
         ops::rope(context, &self.heads(), rotated, qkv, pass.positions, pass.table)?;
         context.kind(Kind::Attention);
@@ -296,8 +349,8 @@ impl Block {
         arena.release_high(inner);
         Ok(Attended {
             normed: all.then_some(normed),
-            qkv,
-            rotated: (all || !products || in_place).then_some(rotated),
+            qkv: place.is_none().then_some(qkv),
+            rotated: (place.is_none() && (all || !products || in_place)).then_some(rotated),
             out,
             lse,
             mid,

@@ -64,7 +64,7 @@ impl Block {
         let need_mid = need_qkv || self.o.trains();
         let attended = match kept.attended {
             Some(attended) => attended,
-            None => self.attend(pass, arena, kept.x, None, [false, false])?,
+            None => self.attend(pass, arena, kept.x, None, None, [false, false])?,
         };
         let mut done = self.backward_feed_forward(pass, arena, grads, d, &attended, kept, need_mid, mlp_weights)?;
         if kept.attended.is_none() {
@@ -186,6 +186,11 @@ impl Block {
         let context = pass.context;
         let (tokens, shape, heads) = (d.rows(), &self.attention, self.heads());
         let d_qkv = need_qkv.then(|| arena.high::<bf16>(tokens, self.qkv.outputs, self.qkv.rank)).transpose()?;
+        let (qkv, normed) = match attended.qkv {
+            Some(qkv) => (qkv, attended.normed),
+            None if need_qkv => self.heads_again(pass, arena, x)?,
+            None => (attended.out, None),
+        };
         let after = arena.mark();
         let weight = self.o.weights(context, arena)?;
         self.o.lower_gradient(context, weight, d)?;
@@ -198,8 +203,11 @@ impl Block {
         let rotated = match attended.rotated {
             Some(rotated) => rotated,
             None => {
-                let rotated = arena.high::<bf16>(tokens, self.qkv.outputs, 0)?;
-                ops::rope(context, &heads, rotated, attended.qkv, pass.positions, pass.table)?;
+                let rotated = match self.rotates_in_place() {
+                    true => qkv,
+                    false => arena.high::<bf16>(tokens, self.qkv.outputs, 0)?,
+                };
+                ops::rope(context, &heads, rotated, qkv, pass.positions, pass.table)?;
                 rotated
             }
         };
@@ -218,12 +226,12 @@ impl Block {
             [None, None] => None,
             norms => Some((norms, arena.high::<f32>(1, ops::rope_parts_len(shape.dim), 0)?)),
         };
-        ops::rope_backward(context, &heads, d_qkv, attended.qkv, pass.positions, pass.table, norm_grads)?;
+        ops::rope_backward(context, &heads, d_qkv, qkv, pass.positions, pass.table, norm_grads)?;
         arena.release_high(after);
         let weight = self.qkv.weights(context, arena)?;
         self.qkv.lower_gradient(context, weight, d_qkv)?;
         if self.qkv.trains() {
-            let normed = match attended.normed {
+            let normed = match normed {
                 Some(normed) => normed,
                 None => {
                     let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
@@ -240,5 +248,23 @@ impl Block {
             self.backward_norm(pass, arena, grads, [d, d_normed, x], self.input_norm, need_dx)?;
         }
         Ok(need_dx)
+    }
+
+    /// Attention's inputs made again from the block's, with the normed rows if a gradient reads them.
+    fn heads_again(
+        &self,
+        pass: &Pass<'_>,
+        arena: &mut Arena,
+        x: View<bf16>,
+    ) -> Result<(View<bf16>, Option<View<bf16>>)> {
+        let qkv = arena.high(x.rows(), self.qkv.outputs, 0)?;
+        let start = arena.mark();
+        let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
+        self.project_heads(pass, arena, normed, qkv)?;
+        let kept = self.qkv.trains().then_some(normed);
+        if kept.is_none() {
+            arena.release_high(start);
+        }
+        Ok((qkv, kept))
     }
 }

@@ -58,7 +58,9 @@ pub struct Decoder {
     pub(crate) arena: Arena,
     pub(crate) optimizer: Optimizer,
     pub(crate) plan: Option<Planned>,
-    pub(crate) offload: Offload,
+    /// Inputs of blocks that wait on the host, and what attention gave.
+    pub(crate) inputs_away: Offload,
+    pub(crate) attended_away: Offload,
     pub(crate) budget: Option<usize>,
     /// Bytes that activations may take, once that is settled.
     pub(crate) room: Option<usize>,
@@ -172,17 +174,20 @@ impl Decoder {
         self.ensure_rope(&batch.positions)?;
         self.settle_room()?;
         let (plan, needed) = self.plan(batch)?;
-        match self.make_room(needed) {
+        match self.ready(batch, &plan, needed) {
             Err(EngineError::OutOfDeviceMemory { .. }) if needed > 0 => {
                 // Another program took what was there: what is left is the room from now on.
-                (self.room, self.plan) = (None, None);
+                self.room = None;
                 self.settle_room()?;
-                let (plan, needed) = self.plan(batch)?;
-                self.run_step(batch, grad_scale, &plan, needed, underway)
             }
-            Err(error) => Err(error),
-            Ok(()) => self.run_step(batch, grad_scale, &plan, needed, underway),
+            // The same of the host's memory: nothing waits there from now on.
+            Err(EngineError::OutOfHostMemory { .. }) => self.options.waiting_limit = Some(0),
+            Err(error) => return Err(error),
+            Ok(()) => return self.run_step(batch, grad_scale, &plan, needed, underway),
         }
+        self.plan = None;
+        let (plan, needed) = self.plan(batch)?;
+        self.run_step(batch, grad_scale, &plan, needed, underway)
     }
 
     /// The same by a given plan.
@@ -208,11 +213,7 @@ impl Decoder {
         underway: Option<&Underway>,
     ) -> Result<LossSum> {
         let targets = batch.target_count();
-        self.make_room(needed)?;
-        if plan.offload {
-            let bytes = batch.tokens() * self.shape.hidden * 2;
-            self.offload.prepare(&self.context, plan.levels.len(), bytes)?;
-        }
+        self.ready(batch, plan, needed)?;
         let first = std::mem::take(&mut self.fresh);
         let gradients = match underway {
             Some(underway) => Gradients::Used(underway),
@@ -280,6 +281,16 @@ impl Decoder {
         self.plan = None;
     }
 
+    /// Has the memory of a step on the card and on the host.
+    fn ready(&mut self, batch: &Batch, plan: &StepPlan, needed: usize) -> Result<()> {
+        self.make_room(needed)?;
+        let (away, bytes) = self.waiting(plan, batch.tokens());
+        for (offload, bytes) in [&mut self.inputs_away, &mut self.attended_away].into_iter().zip(bytes) {
+            offload.prepare(&self.context, away, bytes)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn make_room(&mut self, needed: usize) -> Result<()> {
         if needed > self.arena.size() {
             // The old arena goes first, so that both never stand beside each other.
@@ -318,7 +329,12 @@ impl Decoder {
         let (free, total) = self.free_room()?;
         let available = self.room.unwrap_or(free);
         let kept = if self.recompute { 0 } else { blocks };
+        let most_waiting = self.options.waiting_limit.unwrap_or(usize::MAX);
         plan::search([blocks, kept], batch.tokens(), batch.target_count(), available, total, |plan| {
+            let (away, [input, attended]) = self.waiting(plan, batch.tokens());
+            if away.saturating_mul(input + attended) > most_waiting {
+                return Ok(usize::MAX);
+            }
             self.needed(batch, plan)
         })
     }

@@ -124,7 +124,7 @@ impl Decoder {
         let mut other = arena.low::<bf16>(tokens, self.shape.hidden, 0)?;
         ops::embed(&self.context, x, self.embedding.view, inputs.ids)?;
         for block in &self.blocks {
-            block.forward(&pass, arena, x, other, None)?;
+            block.forward(&pass, arena, x, other, None, None)?;
             std::mem::swap(&mut x, &mut other);
         }
         Ok(x)

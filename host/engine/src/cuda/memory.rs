@@ -71,6 +71,12 @@ impl<T: Element> View<T> {
         self.len() == 0
     }
 
+    /// Its bytes, if the rows lie without gaps.
+    pub(crate) fn as_bytes(&self) -> View<u8> {
+        let bytes = self.reshaped(1, self.len()).cols * size_of::<T>();
+        View::at(self.ptr, 1, bytes, bytes)
+    }
+
     /// The same matrix `bytes` further on.
     pub(crate) fn moved(&self, bytes: u64) -> Self {
         Self { ptr: self.ptr.wrapping_add(bytes), ..*self }

@@ -52,7 +52,7 @@ impl Decoder {
             ops::embed(context, x, this.embedding.view, inputs.ids)?;
             for (index, block) in this.blocks.iter().enumerate() {
                 let mark = arena.mark();
-                let kept = block.forward(&pass, arena, x, out, Some(Level::All))?;
+                let kept = block.forward(&pass, arena, x, out, Some(Level::All), None)?;
                 let activation = arena.high::<bf16>(tokens, block.intermediate, 0)?;
                 kept.gate_up.map_or(Ok(()), |gate_up| ops::swiglu(context, activation, gate_up))?;
                 if !context.is_dry() {

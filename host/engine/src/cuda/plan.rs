@@ -17,7 +17,7 @@ pub struct StepPlan {
     pub loss_rows: usize,
     /// Pieces of whole documents that blocks which keep only their input take one after another.
     pub pieces: usize,
-    /// Whether the inputs of blocks that keep nothing else wait in the host's memory.
+    /// Whether what is kept of the blocks before the first that keeps its products waits in the host's memory.
     pub offload: bool,
 }
 
@@ -32,6 +32,19 @@ impl StepPlan {
         Self { levels: (0..blocks).map(level).collect(), mlp_rows, loss_rows, pieces: 1, offload: false }
     }
 
+    /// The same where blocks that would keep their input only keep what attention gave as well.
+    pub fn attended(mut self) -> Self {
+        for level in self.levels.iter_mut().filter(|level| **level == Level::Input) {
+            *level = Level::Attended;
+        }
+        self
+    }
+
+    /// How many of the first blocks keep no products.
+    pub fn again(&self) -> usize {
+        self.levels.iter().take_while(|&&level| level < Level::Products).count()
+    }
+
     /// How many blocks keep `level`.
     pub fn count(&self, level: Level) -> usize {
         self.levels.iter().filter(|&&l| l == level).count()
@@ -44,12 +57,13 @@ fn cost(plan: &StepPlan, tokens: usize, targets: usize) -> f64 {
     let blocks = plan.levels.len() as f64;
     // How much slower products and attention are in pieces of so many rows.
     let slower = |rows: usize, all: usize| if rows >= all { 0.0 } else { 150.0 / rows as f64 };
-    let (again, half) = (plan.count(Level::Input) as f64, plan.count(Level::Products) as f64);
+    let (again, half) = (plan.again() as f64, plan.count(Level::Products) as f64);
+    let spared = 0.2 * plan.count(Level::Attended) as f64;
     let rows = tokens.div_ceil(plan.pieces);
     let feed_forward = (2.0 * blocks + again) * slower(plan.mlp_rows.min(rows), tokens);
     let attention = if plan.pieces > 1 { again * 2.0 * slower(rows, tokens) } else { 0.0 };
     let head = 4.0 * slower(plan.loss_rows, targets.min(4096));
-    0.85 * again + 0.08 * half + feed_forward + attention + head
+    0.85 * again - spared + 0.08 * half + feed_forward + attention + head
 }
 
 /// The fastest plan whose `bytes` fit `available`, for `blocks` of which at most `kept` keep more than their input:
@@ -81,13 +95,16 @@ pub fn search(
         (1024, 256, 8),
         (512, 128, 64),
     ];
-    for offload in [false, true] {
-        for (mlp_rows, loss_rows, pieces) in sizes {
+    for (offload, attended) in [(false, false), (true, false), (true, true)] {
+        if attended && kept == 0 {
+            break;
+        }
+        // Attention that is kept is that of the whole batch.
+        for (mlp_rows, loss_rows, pieces) in sizes.into_iter().filter(|&(_, _, pieces)| !attended || pieces == 1) {
             let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
-            let make = |products: usize, all: usize| StepPlan {
-                offload,
-                pieces,
-                ..StepPlan::new(blocks, products, all, mlp_rows, loss_rows)
+            let make = |products: usize, all: usize| {
+                let plan = StepPlan::new(blocks, products, all, mlp_rows, loss_rows);
+                StepPlan { offload, pieces, ..if attended { plan.attended() } else { plan } }
             };
             let mut most = |make: &dyn Fn(usize) -> StepPlan, limit: usize| -> Result<Option<usize>> {
                 let least = bytes(&make(0))?;
@@ -116,8 +133,8 @@ pub fn search(
                 break;
             }
         }
-        // Where every block keeps its products there is no input to put away.
-        if best.as_ref().is_some_and(|(_, plan)| plan.count(Level::Input) == blocks - kept) {
+        // Where every block keeps its products there is nothing to put away.
+        if best.as_ref().is_some_and(|(_, plan)| plan.again() == blocks - kept) {
             break;
         }
     }
@@ -134,14 +151,37 @@ mod tests {
 
     #[test]
     fn keeps_the_blocks_nearest_the_head_and_as_many_as_fit() {
-        // A block's products cost 10, all of it 15, a piece of the feed-forward layer its rows.
-        let bytes =
-            |plan: &StepPlan| Ok(plan.mlp_rows + 10 * plan.count(Level::Products) + 15 * plan.count(Level::All));
+        // A block's products cost 10, all of it 15, attention 8, a piece of the feed-forward layer its rows.
+        let bytes = |plan: &StepPlan| {
+            let kept = [(Level::Attended, 8), (Level::Products, 10), (Level::All, 15)];
+            Ok(plan.mlp_rows + kept.into_iter().map(|(level, bytes)| bytes * plan.count(level)).sum::<usize>())
+        };
         let plan = search([4, 4], 8, 8, 8 + 10 + 10 + 15, 0, bytes).unwrap();
         assert_eq!(plan.levels, [Level::Input, Level::Products, Level::Products, Level::All]);
         let plan = search([4, 4], 8, 8, 1000, 0, bytes).unwrap();
         assert_eq!(plan.levels, [Level::All; 4]);
         assert!(search([4, 4], 8, 8, 3, 0, bytes).is_err());
         assert_eq!(search([4, 0], 8, 8, 1000, 0, bytes).unwrap().levels, [Level::Input; 4]);
+    }
+
+    #[test]
+    fn what_attention_gave_waits_on_the_host_where_that_costs_less_than_products() {
+        // On the host nothing is taken but two places, which are larger where attention's part goes along.
+        let bytes = |plan: &StepPlan| {
+            let waiting = match (plan.offload, plan.count(Level::Attended)) {
+                (true, 0) => 2,
+                (true, _) => 6,
+                (false, _) => plan.again() + 2 * plan.count(Level::Attended),
+            };
+            Ok(waiting + 20 * plan.count(Level::Products) + 30 * plan.count(Level::All))
+        };
+        let plan = search([9, 9], 8, 8, 45, 0, bytes).unwrap();
+        assert!(plan.offload);
+        assert_eq!([Level::Attended, Level::Products, Level::All].map(|level| plan.count(level)), [8, 0, 1]);
+        // Where as little as possible is to be kept, and where the places leave no room for anything else.
+        let plan = search([9, 0], 8, 8, 45, 0, bytes).unwrap();
+        assert_eq!(plan.count(Level::Input), 9);
+        let plan = search([9, 9], 8, 8, 5, 0, bytes).unwrap();
+        assert_eq!((plan.offload, plan.count(Level::Input)), (true, 9));
     }
 }

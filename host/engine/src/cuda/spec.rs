@@ -152,6 +152,8 @@ pub struct Options {
     /// Whether blocks' gradients of matrices share one place among a step's activations, since
     /// [`super::Decoder::accumulate_and_update`] is all that is done with them.
     pub update_in_backward: bool,
+    /// The most bytes of the host's memory that activations may wait in; without it, as many as a step's plan likes.
+    pub waiting_limit: Option<usize>,
 }
 
 impl ModelShape {

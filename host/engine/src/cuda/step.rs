@@ -41,12 +41,13 @@ impl Decoder {
             dropping: Some(Dropping { pass: self.dropout, first_row: 0 }),
         };
         let lowest = self.lowest();
-        // The first blocks, whose inputs wait on the host; two buffers take turns for them.
-        let inputs_only = plan.levels.iter().take_while(|&&level| level == Level::Input).count();
-        let away = if plan.offload && inputs_only > 2 * RING { inputs_only } else { 0 };
+        // The first blocks, whose inputs wait on the host, with what attention gave where that is kept; two buffers take turns.
+        let away = self.away(plan);
         let mut ring = Vec::with_capacity(RING);
+        let mut attended_ring = Vec::with_capacity(RING);
         for _ in 0..if away > 0 { RING } else { 0 } {
             ring.push(arena.low::<bf16>(tokens, hidden, 0)?);
+            attended_ring.push(arena.low::<u8>(1, self.attended_bytes(plan, tokens), 0)?);
         }
         let mut x = match ring.first() {
             Some(&first) if lowest == 0 => first,
@@ -59,7 +60,7 @@ impl Decoder {
         for (i, block) in self.blocks.iter().enumerate() {
             if i < lowest {
                 let Some(out) = other.replace(x) else { break };
-                block.forward(&pass, arena, x, out, None)?;
+                block.forward(&pass, arena, x, out, None, None)?;
                 x = out;
             } else {
                 let (mark, at) = (arena.mark(), i - lowest);
@@ -68,16 +69,27 @@ impl Decoder {
                     x = ring[0];
                 }
                 if at < away {
-                    self.offload.after_write(context, at, x)?;
+                    self.inputs_away.after_write(context, at, x.as_bytes())?;
                 }
                 let out = if at + 1 < away {
-                    self.offload.before_write(context, at + 1)?;
+                    self.inputs_away.before_write(context, at + 1)?;
                     ring[(at + 1) % RING]
                 } else {
                     arena.low::<bf16>(tokens, hidden, 0)?
                 };
                 let level = plan.levels.get(at).copied().unwrap_or(Level::Input);
-                kept.push((block.forward(&pass, arena, x, out, Some(level))?, mark));
+                let attended = match level {
+                    Level::Attended if at < away => {
+                        self.attended_away.before_write(context, at)?;
+                        Some(attended_ring[at % RING])
+                    }
+                    Level::Attended => Some(arena.low::<u8>(1, block.attended_bytes(tokens), 0)?),
+                    _ => None,
+                };
+                kept.push((block.forward(&pass, arena, x, out, Some(level), attended)?, mark));
+                if let Some(attended) = attended.filter(|_| at < away) {
+                    self.attended_away.after_write(context, at, attended)?;
+                }
                 x = out;
             }
         }
@@ -94,8 +106,12 @@ impl Decoder {
                 let Some((block_kept, mark)) = kept.pop() else { break };
                 let need_below = self.embedding.trained.is_some() || i > lowest;
                 let at = i - lowest;
+                let attended = plan.levels.get(at) == Some(&Level::Attended);
                 if at < away {
-                    self.offload.before_backward(context, at, away)?;
+                    self.inputs_away.before_backward(context, at, away)?;
+                    if attended {
+                        self.attended_away.before_backward(context, at, away)?;
+                    }
                 }
                 let before = arena.mark();
                 let window = match block.window_bytes {
@@ -113,7 +129,10 @@ impl Decoder {
                 }
                 arena.release_low(mark);
                 if at < away {
-                    self.offload.after_backward(context, at, ring[at % RING])?;
+                    self.inputs_away.after_backward(context, at, ring[at % RING].as_bytes())?;
+                    if attended {
+                        self.attended_away.after_backward(context, at, attended_ring[at % RING])?;
+                    }
                 }
             }
             if let (Some(index), Some(places)) = (self.embedding.trained, inputs.places)
@@ -126,5 +145,24 @@ impl Decoder {
             underway.update(self, None, 0)?;
         }
         Ok(losses)
+    }
+
+    /// How many of the first blocks leave on the host what is kept of them: none if they are too few to take turns.
+    fn away(&self, plan: &StepPlan) -> usize {
+        let again = plan.again();
+        if plan.offload && again > 2 * RING { again } else { 0 }
+    }
+
+    /// Bytes of what the first blocks keep of attention, the largest of them.
+    fn attended_bytes(&self, plan: &StepPlan, tokens: usize) -> usize {
+        let levels = self.blocks.iter().skip(self.lowest()).zip(&plan.levels);
+        let attended = levels.filter(|(_, level)| **level == Level::Attended);
+        attended.map(|(block, _)| block.attended_bytes(tokens)).max().unwrap_or(0)
+    }
+
+    /// How many blocks leave something on the host in a pass over so many tokens, and the bytes of each: its input, and what
+    /// attention gave.
+    pub(crate) fn waiting(&self, plan: &StepPlan, tokens: usize) -> (usize, [usize; 2]) {
+        (self.away(plan), [tokens * self.shape.hidden * size_of::<bf16>(), self.attended_bytes(plan, tokens)])
     }
 }

@@ -23,6 +23,12 @@ pub fn machine() -> (Option<String>, Option<u64>) {
     (name.map(|name| name.trim().to_string()), status_bytes("/proc/meminfo", "MemTotal:"))
 }
 
+/// The most memory that this process may take, in bytes: the machine's, or what its control group is given.
+pub fn memory_limit() -> Option<u64> {
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    [status_bytes("/proc/meminfo", "MemTotal:"), group].into_iter().flatten().min()
+}
+
 /// Has every buffer of a mebibyte or more given back to the system when it is let go.
 ///
 /// glibc otherwise learns from the first large buffer that is freed to keep the next ones for itself, up to 32 MiB for
@@ -68,6 +74,7 @@ mod tests {
         let after = resident_bytes().unwrap();
         assert!(after >= before + (128 << 20), "{before} → {after}");
         assert!(peak_bytes().unwrap() >= after);
+        assert!(memory_limit().unwrap() > after);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::config::{Bf16Update, Config};
 use crate::model::BaseModel;
 use crate::plan::memory::Memory;
 use crate::plan::{Plan, Storage, Treatment};
+use crate::report::process::memory_limit;
 use crate::report::{Event, Observer};
 use crate::{Error, Result};
 
@@ -43,6 +44,8 @@ pub struct CardOptions {
     pub update_in_backward: bool,
     /// The most that may be taken on the card, in bytes.
     pub vram: Option<u64>,
+    /// The most of the machine's own memory that activations may wait in, in bytes; without it, as much as they like.
+    pub waiting_limit: Option<u64>,
 }
 
 impl CardOptions {
@@ -56,6 +59,8 @@ impl CardOptions {
             offload_embedding: config.storage.offload_embedding,
             update_in_backward: config.train.update_in_backward,
             vram: config.vram.map(|bytes| bytes.0),
+            // Always the same on a machine, so that a run that goes on computes in the same pieces.
+            waiting_limit: memory_limit().map(|bytes| bytes / 2),
         }
     }
 }

@@ -87,6 +87,7 @@ pub(super) fn settings(inventory: &Inventory, spec: &ModelSpec, plan: &Plan, opt
         unordered: options.unordered,
         embedding_on_host: options.offload_embedding,
         update_in_backward: options.update_in_backward,
+        waiting_limit: options.waiting_limit.map(|bytes| bytes as usize),
         ..Options::default()
     })
 }
