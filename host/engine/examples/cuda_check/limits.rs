@@ -17,8 +17,8 @@ const METHODS: [(&str, &str, Method); 4] = [
     ("spectrum-25", "Spectrum 25 %", Method::Spectrum),
     ("qspectrum-25", "QSpectrum 25 %", Method::Qspectrum),
 ];
-/// GiB of whole cards, the largest first: what fits a small one was tuned on the way.
-const BUDGETS: [u32; 6] = [80, 48, 24, 16, 12, 8];
+/// GiB of whole cards, the smallest first: what was trained within one fits the next as well.
+const BUDGETS: [u32; 6] = [8, 12, 16, 24, 48, 80];
 /// Tokens that the model's own positions end with.
 const MOST_TOKENS: usize = 40_960;
 /// Lengths are multiples of this.
@@ -70,9 +70,10 @@ pub fn run(context: &Context, methods: &str, budgets: &str) -> bool {
     let mut cells = vec![vec![Vec::new(); methods.len()]; budgets.len()];
     let (started, mut failed) = (Instant::now(), false);
     for (column, (_, name, method)) in methods.iter().enumerate() {
-        // The usual way for all cards, and the lean one for those that it lets train more.
+        // The usual way for all cards, and the lean one for those that it lets train more; on a card, the lean one.
         let mut rows: Vec<usize> = (0..budgets.len()).collect();
-        for lean in [false, true] {
+        let ways: &[bool] = if context.is_dry() { &[false, true] } else { &[true] };
+        for &lean in ways {
             if rows.is_empty() {
                 break;
             }
@@ -101,7 +102,7 @@ pub fn run(context: &Context, methods: &str, budgets: &str) -> bool {
     println!("\nLongest sequence; most tok/s (documents of {DOCUMENT} tokens at once)\n");
     println!("| card |{}", methods.iter().map(|method| format!(" {} |", method.1)).collect::<String>());
     println!("| --- |{}", " --- |".repeat(methods.len()));
-    for (budget, cells) in budgets.iter().zip(&cells).rev() {
+    for (budget, cells) in budgets.iter().zip(&cells) {
         println!("| {budget} GiB |{}", cells.iter().map(|ways| format!(" {} |", in_table(ways))).collect::<String>());
     }
     failed
@@ -144,22 +145,18 @@ impl Measured {
         let longest = longest(|length| planned(decoder, [length, 1]).is_ok());
         let mut cell = Cell { longest, ..Cell::default() };
         match longest {
+            // One step shows what it takes. What a smaller card trained is not trained again.
+            Some(length) if self.seen.iter().any(|seen| seen.documents == [length, 1]) => (),
             Some(length) => {
-                // One step shows what it takes; one more is timed where the length is new.
-                let new = !self.seen.iter().any(|seen| seen.documents == [length, 1]);
-                self.train(decoder, cap, [length, 1], if new { 1 } else { 0 });
+                self.train(decoder, cap, [length, 1], 0);
             }
             None => println!("{}, {budget} GiB: not even {GRAIN} tokens fit", self.name),
         }
-        // From the many to the few, until more a second comes from more at once.
-        for documents in [8, 4, 2, 1] {
-            let Some(speed) = self.train(decoder, cap, [DOCUMENT, documents], 3).filter(|&speed| speed > 0.0) else {
-                continue;
-            };
-            if cell.fastest.is_none_or(|(fastest, _)| speed > fastest) {
+        // Many at once keep the products large; of few, more is kept.
+        for documents in [4, 2, 1] {
+            let speed = self.train(decoder, cap, [DOCUMENT, documents], 3).filter(|&speed| speed > 0.0);
+            if let Some(speed) = speed.filter(|&speed| cell.fastest.is_none_or(|(fastest, _)| speed > fastest)) {
                 cell.fastest = Some((speed, documents));
-            } else if cell.fastest.is_some_and(|(fastest, _)| speed < 0.98 * fastest) {
-                break;
             }
         }
         decoder.set_budget(Some(0));
