@@ -2,7 +2,7 @@
 //
 // Traffic, bytes an element: gradient 2 or 4, value 2 or 4 read and written (and a bf16 copy of 2 written for the
 // products), moments 8, 4 or 2 read and written, all in words of 16 bytes a lane where rows allow it. Measured, H100: 2.9
-// TB/s with f32 moments, 2.4 with bf16 ones, of 3.0 that a copy reaches; 1.1 with 8 bits before their codes came from arithmetic.
+// TB/s with f32 moments, 2.4 with bf16 ones, of 3.0 that a copy reaches; 1.4 with 8 bits, held up by their codes.
 //
 // A block takes a chunk of 8192 elements of one tensor; `chunks` says which. A warp takes 256 elements at a time, eight
 // neighbours a lane, which is one block of the 8-bit moments.
