@@ -142,6 +142,15 @@ fn the_best_mean_says_when_it_is_not_told_apart() {
     assert!(supported.contains(&"B trained fastest, 100 tokens a second; C slowest, 50."), "{supported:?}");
     // Within a few percent of each other: neither is the one that needs the least.
     assert!(supported.contains(&"A and B need the least memory, 0.98 KiB; C the most, 2.93 KiB."), "{supported:?}");
+    // The best one being the random counterpart of another, it was set against that one.
+    let mut with_control = found.clone();
+    let of = serde_json::from_value(paired(-0.02, "undecided")).unwrap();
+    with_control.methods[1].control_of = Some("C".into());
+    with_control.methods[1].vs_baseline = None;
+    with_control.methods[2].vs_control = Some(of);
+    with_control.summary = words::summary(&with_control);
+    let best = said(&with_control, StatementKind::Supported)[0];
+    assert!(best.starts_with("B has the best") && best.ends_with("; it is not told apart from C."), "{best}");
     found.setup.jobs = 4;
     found.summary = words::summary(&found);
     let open = said(&found, StatementKind::Open);

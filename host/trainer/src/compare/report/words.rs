@@ -94,10 +94,15 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
         .collect();
     let has = if equal.len() == 1 { "has" } else { "share" };
     // The best of several means is the best by chance as well as by merit.
-    let apart = match first.vs_baseline.as_ref().map(|paired| paired.finding) {
-        Some(Finding::Undecided) if equal.len() == 1 => {
-            format!("; it is not told apart from {}", report.setup.baseline)
+    // A counterpart was set against its method, and the others against the baseline.
+    let (against, other) = match &first.control_of {
+        Some(method) => {
+            (report.methods.iter().find(|row| row.name == *method).and_then(|row| row.vs_control.as_ref()), method)
         }
+        None => (first.vs_baseline.as_ref(), &report.setup.baseline),
+    };
+    let apart = match against.map(|paired| paired.finding) {
+        Some(Finding::Undecided) if equal.len() == 1 => format!("; it is not told apart from {other}"),
         _ => String::new(),
     };
     // One run a method ranks runs, not methods.
