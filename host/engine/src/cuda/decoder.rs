@@ -174,16 +174,19 @@ impl Decoder {
         self.ensure_rope(&batch.positions)?;
         self.settle_room()?;
         let (plan, needed) = self.plan(batch)?;
-        match self.ready(batch, &plan, needed) {
+        match self.make_room(needed) {
             Err(EngineError::OutOfDeviceMemory { .. }) if needed > 0 => {
                 // Another program took what was there: what is left is the room from now on.
                 self.room = None;
                 self.settle_room()?;
             }
-            // The same of the host's memory: nothing waits there from now on.
-            Err(EngineError::OutOfHostMemory { .. }) => self.options.waiting_limit = Some(0),
             Err(error) => return Err(error),
-            Ok(()) => return self.run_step(batch, grad_scale, &plan, needed, underway),
+            Ok(()) => match self.lock_waiting(batch, &plan) {
+                // The host's memory is short, or may not be locked: nothing waits there from now on.
+                Err(_) if plan.offload => self.options.waiting_limit = Some(0),
+                Err(error) => return Err(error),
+                Ok(()) => return self.run_step(batch, grad_scale, &plan, needed, underway),
+            },
         }
         self.plan = None;
         let (plan, needed) = self.plan(batch)?;
@@ -213,7 +216,8 @@ impl Decoder {
         underway: Option<&Underway>,
     ) -> Result<LossSum> {
         let targets = batch.target_count();
-        self.ready(batch, plan, needed)?;
+        self.make_room(needed)?;
+        self.lock_waiting(batch, plan)?;
         let first = std::mem::take(&mut self.fresh);
         let gradients = match underway {
             Some(underway) => Gradients::Used(underway),
@@ -281,9 +285,8 @@ impl Decoder {
         self.plan = None;
     }
 
-    /// Has the memory of a step on the card and on the host.
-    fn ready(&mut self, batch: &Batch, plan: &StepPlan, needed: usize) -> Result<()> {
-        self.make_room(needed)?;
+    /// Has the host's memory for what waits there.
+    fn lock_waiting(&mut self, batch: &Batch, plan: &StepPlan) -> Result<()> {
         let (away, bytes) = self.waiting(plan, batch.tokens());
         for (offload, bytes) in [&mut self.inputs_away, &mut self.attended_away].into_iter().zip(bytes) {
             offload.prepare(&self.context, away, bytes)?;
