@@ -142,12 +142,12 @@ pub(super) fn step(decoder: &mut Decoder, batch: &Batch) -> Result<f64, EngineEr
 /// A plan in words.
 pub(super) fn described(plan: &StepPlan) -> String {
     format!(
-        "{} blocks keep all, {} their products, {} attention, {} their input{}; {} pieces, {} rows of the feed-forward layer, {} of the logits at once",
+        "{} blocks keep all, {} their products, {} what attention gave, {} their input{}; {} pieces, {} rows of the feed-forward layer, {} of the logits at once",
         plan.count(Level::All),
         plan.count(Level::Products),
         plan.count(Level::Attended),
         plan.count(Level::Input),
-        if plan.offload { " on the host" } else { "" },
+        if plan.offload { " (on the host, as what attention gave)" } else { "" },
         plan.pieces,
         plan.mlp_rows,
         plan.loss_rows

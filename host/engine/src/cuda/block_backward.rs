@@ -186,10 +186,9 @@ impl Block {
         let context = pass.context;
         let (tokens, shape, heads) = (d.rows(), &self.attention, self.heads());
         let d_qkv = need_qkv.then(|| arena.high::<bf16>(tokens, self.qkv.outputs, self.qkv.rank)).transpose()?;
-        let (qkv, normed) = match attended.qkv {
-            Some(qkv) => (qkv, attended.normed),
-            None if need_qkv => self.heads_again(pass, arena, x)?,
-            None => (attended.out, None),
+        let heads_kept = match attended.qkv {
+            None if need_qkv => Some(self.heads_again(pass, arena, x)?),
+            qkv => qkv.map(|qkv| (qkv, attended.normed)),
         };
         let after = arena.mark();
         let weight = self.o.weights(context, arena)?;
@@ -197,7 +196,7 @@ impl Block {
         let low = attended.out.slice_cols(self.o.inputs, self.o.rank);
         let (first, dropping) = (pass.first, pass.dropping);
         self.o.weight_gradients(context, arena, grads, d, attended.out, Some(low), first, dropping)?;
-        let Some(d_qkv) = d_qkv else { return Ok(false) };
+        let (Some(d_qkv), Some((qkv, normed))) = (d_qkv, heads_kept) else { return Ok(false) };
         let d_out = arena.high::<bf16>(tokens, shape.heads * shape.dim, 0)?;
         self.o.input_gradient(context, arena, weight, d, d_out, dropping)?;
         let rotated = match attended.rotated {

@@ -257,7 +257,7 @@ impl Context {
         })
     }
 
-    /// Waits for all work; fails with what went wrong in it.
+    /// Waits for all work, copies beside it included; fails with what went wrong in it.
     ///
     /// # Errors
     /// When the device does.
@@ -266,7 +266,9 @@ impl Context {
             return Ok(());
         }
         // SAFETY: the stream is valid.
-        check("compute on the card", unsafe { result::stream::synchronize(self.0.card.stream) })
+        check("compute on the card", unsafe { result::stream::synchronize(self.0.card.stream) })?;
+        // SAFETY: the stream is valid.
+        check("copy beside the work", unsafe { result::stream::synchronize(self.0.card.copies) })
     }
 
     /// Free and total bytes of the card, other programs' included.

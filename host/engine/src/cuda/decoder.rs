@@ -29,6 +29,10 @@ pub(crate) struct Table {
     pub trained: Option<usize>,
 }
 
+/// From which hidden size on attention's part may wait on the host. Copying a block's 24 bytes a token and hidden column at 50 GB/s
+/// takes as long as its forward pass at 700 TFLOP/s where that is 2,300; other cards' buses and products differ alike.
+const ATTENDED_FROM_HIDDEN: usize = 2048;
+
 /// The plan of the last batch.
 #[derive(Debug)]
 pub(crate) struct Planned {
@@ -173,24 +177,34 @@ impl Decoder {
         self.context.bind()?;
         self.ensure_rope(&batch.positions)?;
         self.settle_room()?;
-        let (plan, needed) = self.plan(batch)?;
-        match self.make_room(needed) {
-            Err(EngineError::OutOfDeviceMemory { .. }) if needed > 0 => {
-                // Another program took what was there: what is left is the room from now on.
-                self.room = None;
-                self.settle_room()?;
-            }
-            Err(error) => return Err(error),
-            Ok(()) => match self.lock_waiting(batch, &plan) {
-                // The host's memory is short, or may not be locked: nothing waits there from now on.
-                Err(_) if plan.offload => self.options.waiting_limit = Some(0),
+        let mut refused = None;
+        loop {
+            let (plan, needed) = match self.plan(batch) {
+                Ok(planned) => planned,
+                Err(error) => return Err(refused.unwrap_or(error)),
+            };
+            match self.make_room(needed) {
+                Ok(()) => (),
+                Err(error @ EngineError::OutOfDeviceMemory { .. }) if refused.is_none() && needed > 0 => {
+                    // Another program took what was there: what is left is the room from now on.
+                    (self.room, self.plan, refused) = (None, None, Some(error));
+                    self.settle_room()?;
+                    continue;
+                }
                 Err(error) => return Err(error),
-                Ok(()) => return self.run_step(batch, grad_scale, &plan, needed, underway),
-            },
+            }
+            let Err(error) = self.lock_waiting(batch, &plan) else {
+                return self.run_step(batch, grad_scale, &plan, underway);
+            };
+            // The host's memory is short, or may not be locked: less waits there from now on, and then nothing.
+            let (_, [input, attended]) = self.waiting(&plan, batch.tokens());
+            let less = if attended > 0 { self.blocks.len() * input } else { 0 };
+            if self.options.waiting_limit.is_some_and(|limit| limit <= less) {
+                return Err(error);
+            }
+            (self.inputs_away, self.attended_away) = Default::default();
+            (self.options.waiting_limit, self.plan, refused) = (Some(less), None, Some(error));
         }
-        self.plan = None;
-        let (plan, needed) = self.plan(batch)?;
-        self.run_step(batch, grad_scale, &plan, needed, underway)
     }
 
     /// The same by a given plan.
@@ -204,7 +218,9 @@ impl Decoder {
         self.context.bind()?;
         self.ensure_rope(&batch.positions)?;
         let needed = self.needed(batch, plan)?;
-        self.run_step(batch, grad_scale, plan, needed, underway)
+        self.make_room(needed)?;
+        self.lock_waiting(batch, plan)?;
+        self.run_step(batch, grad_scale, plan, underway)
     }
 
     fn run_step(
@@ -212,12 +228,9 @@ impl Decoder {
         batch: &Batch,
         grad_scale: f32,
         plan: &StepPlan,
-        needed: usize,
         underway: Option<&Underway>,
     ) -> Result<LossSum> {
         let targets = batch.target_count();
-        self.make_room(needed)?;
-        self.lock_waiting(batch, plan)?;
         let first = std::mem::take(&mut self.fresh);
         let gradients = match underway {
             Some(underway) => Gradients::Used(underway),
@@ -332,14 +345,23 @@ impl Decoder {
         let (free, total) = self.free_room()?;
         let available = self.room.unwrap_or(free);
         let kept = if self.recompute { 0 } else { blocks };
-        let most_waiting = self.options.waiting_limit.unwrap_or(usize::MAX);
-        plan::search([blocks, kept], batch.tokens(), batch.target_count(), available, total, |plan| {
-            let (away, [input, attended]) = self.waiting(plan, batch.tokens());
-            if away.saturating_mul(input + attended) > most_waiting {
-                return Ok(usize::MAX);
-            }
+        let of_input = StepPlan::new(blocks, 0, 0, 0, 0);
+        let of_attention = of_input.clone().attended();
+        let most_away = [of_input, of_attention].map(|plan| self.most_away(&plan, batch.tokens()));
+        plan::search([blocks, kept], most_away, batch.tokens(), batch.target_count(), available, total, |plan| {
             self.needed(batch, plan)
         })
+    }
+
+    /// Of how many blocks what such a plan keeps may wait on the host.
+    fn most_away(&self, plan: &StepPlan, tokens: usize) -> usize {
+        let (_, [input, attended]) = self.waiting(plan, tokens);
+        // By the time that both take, copying attention's part outlasts the forward pass of narrow models.
+        if attended > 0 && self.shape.hidden < ATTENDED_FROM_HIDDEN {
+            return 0;
+        }
+        let most = self.options.waiting_limit.map_or(usize::MAX, |limit| limit / (input + attended).max(1));
+        most.min(plan.levels.len())
     }
 
     /// The bytes that activations can have now, and the memory in all.

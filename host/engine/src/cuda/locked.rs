@@ -156,23 +156,35 @@ fn mapped(length: usize) -> Result<*mut c_void> {
     if host == libc::MAP_FAILED {
         return Err(out_of_memory(available_bytes().unwrap_or(0)));
     }
-    // SAFETY: the pages just mapped; where the advice is not taken they are small ones.
-    unsafe { libc::madvise(host, length, libc::MADV_HUGEPAGE) };
+    // SAFETY: the pages just mapped; where the advice is not taken they are small ones, and children get copies.
+    unsafe {
+        libc::madvise(host, length, libc::MADV_HUGEPAGE);
+        libc::madvise(host, length, libc::MADV_DONTFORK);
+    }
     let at = host as usize;
     (0..length / HUGE_PAGE).into_par_iter().for_each(|page| {
         for byte in (0..HUGE_PAGE).step_by(4096) {
-            // SAFETY: inside the mapping; no two threads touch the same page.
+            // SAFETY: inside the mapping; no two threads write the same byte.
             unsafe { std::ptr::write_volatile((at + page * HUGE_PAGE + byte) as *mut u8, 0) };
         }
     });
     Ok(host)
 }
 
-/// What programs can still take of the machine's memory, in bytes, if the system tells.
+/// What this program can still take of the machine's memory, in bytes, if the system tells: what programs leave, and what its
+/// control group has left.
 fn available_bytes() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = || {
+        let text = read("/proc/meminfo")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+    };
+    let group = || {
+        let number = |name: &str| read(&format!("/sys/fs/cgroup/memory.{name}"))?.trim().parse::<usize>().ok();
+        Some(number("max")?.saturating_sub(number("current")?))
+    };
+    [machine(), group()].into_iter().flatten().min()
 }
 
 #[cfg(test)]

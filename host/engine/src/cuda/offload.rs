@@ -74,13 +74,10 @@ impl Offload {
         if needed == 0 {
             return Ok(());
         }
-        let held = self.host.as_ref().map(Locked::bytes);
-        if held.is_none_or(|held| held < needed) {
+        if self.host.as_ref().is_none_or(|host| host.bytes() < needed) {
             context.synchronize()?;
             self.host = None;
-            // Batches that grow are to be followed in few steps.
-            let more = if held.is_some() { needed / 4 } else { 0 };
-            self.host = Some(Locked::new(context, needed + more)?);
+            self.host = Some(Locked::new(context, needed)?);
         }
         for events in [&mut self.written, &mut self.copied, &mut self.done, &mut self.fetched] {
             while events.len() < count {

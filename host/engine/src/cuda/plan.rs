@@ -67,12 +67,14 @@ fn cost(plan: &StepPlan, tokens: usize, targets: usize) -> f64 {
 }
 
 /// The fastest plan whose `bytes` fit `available`, for `blocks` of which at most `kept` keep more than their input:
-/// `bytes` runs a plan dry. The same arguments give the same plan.
+/// `bytes` runs a plan dry. `most_away`: of how many blocks the input may wait on the host, and of how many attention's
+/// part as well. The same arguments give the same plan.
 ///
 /// # Errors
 /// When not even the leanest fits.
 pub fn search(
     [blocks, kept]: [usize; 2],
+    most_away: [usize; 2],
     tokens: usize,
     targets: usize,
     available: usize,
@@ -99,6 +101,11 @@ pub fn search(
         if attended && kept == 0 {
             break;
         }
+        let away = if offload { most_away[usize::from(attended)] } else { blocks };
+        let least_products = blocks.saturating_sub(away);
+        if away == 0 || least_products > kept {
+            continue;
+        }
         // Attention that is kept is that of the whole batch.
         for (mlp_rows, loss_rows, pieces) in sizes.into_iter().filter(|&(_, _, pieces)| !attended || pieces == 1) {
             let (mlp_rows, loss_rows) = (mlp_rows.min(tokens).max(1), loss_rows.min(targets).max(1));
@@ -106,24 +113,24 @@ pub fn search(
                 let plan = StepPlan::new(blocks, products, all, mlp_rows, loss_rows);
                 StepPlan { offload, pieces, ..if attended { plan.attended() } else { plan } }
             };
-            let mut most = |make: &dyn Fn(usize) -> StepPlan, limit: usize| -> Result<Option<usize>> {
-                let least = bytes(&make(0))?;
+            let mut most = |make: &dyn Fn(usize) -> StepPlan, [from, limit]: [usize; 2]| -> Result<Option<usize>> {
+                let least = bytes(&make(from))?;
                 leanest = leanest.min(least);
                 if least > available {
                     return Ok(None);
                 }
-                if limit > 0 && bytes(&make(limit))? <= available {
+                if limit > from && bytes(&make(limit))? <= available {
                     return Ok(Some(limit));
                 }
-                let (mut fits, mut beyond) = (0, limit.max(1));
+                let (mut fits, mut beyond) = (from, limit.max(from + 1));
                 while beyond - fits > 1 {
                     let middle = fits.midpoint(beyond);
                     if bytes(&make(middle))? <= available { fits = middle } else { beyond = middle }
                 }
                 Ok(Some(fits))
             };
-            let Some(products) = most(&|n| make(n, 0), kept)? else { continue };
-            let all = most(&|n| make(products, n), products)?.unwrap_or(0);
+            let Some(products) = most(&|n| make(n, 0), [least_products, kept])? else { continue };
+            let all = most(&|n| make(products, n), [0, products])?.unwrap_or(0);
             let plan = make(products, all);
             let cost = cost(&plan, tokens, targets);
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
@@ -156,12 +163,12 @@ mod tests {
             let kept = [(Level::Attended, 8), (Level::Products, 10), (Level::All, 15)];
             Ok(plan.mlp_rows + kept.into_iter().map(|(level, bytes)| bytes * plan.count(level)).sum::<usize>())
         };
-        let plan = search([4, 4], 8, 8, 8 + 10 + 10 + 15, 0, bytes).unwrap();
+        let plan = search([4, 4], [4, 4], 8, 8, 8 + 10 + 10 + 15, 0, bytes).unwrap();
         assert_eq!(plan.levels, [Level::Input, Level::Products, Level::Products, Level::All]);
-        let plan = search([4, 4], 8, 8, 1000, 0, bytes).unwrap();
+        let plan = search([4, 4], [4, 4], 8, 8, 1000, 0, bytes).unwrap();
         assert_eq!(plan.levels, [Level::All; 4]);
-        assert!(search([4, 4], 8, 8, 3, 0, bytes).is_err());
-        assert_eq!(search([4, 0], 8, 8, 1000, 0, bytes).unwrap().levels, [Level::Input; 4]);
+        assert!(search([4, 4], [4, 4], 8, 8, 3, 0, bytes).is_err());
+        assert_eq!(search([4, 0], [4, 4], 8, 8, 1000, 0, bytes).unwrap().levels, [Level::Input; 4]);
     }
 
     #[test]
@@ -175,13 +182,20 @@ mod tests {
             };
             Ok(waiting + 20 * plan.count(Level::Products) + 30 * plan.count(Level::All))
         };
-        let plan = search([9, 9], 8, 8, 45, 0, bytes).unwrap();
+        let plan = search([9, 9], [9, 9], 8, 8, 45, 0, bytes).unwrap();
         assert!(plan.offload);
         assert_eq!([Level::Attended, Level::Products, Level::All].map(|level| plan.count(level)), [8, 0, 1]);
         // Where as little as possible is to be kept, and where the places leave no room for anything else.
-        let plan = search([9, 0], 8, 8, 45, 0, bytes).unwrap();
+        let plan = search([9, 0], [9, 9], 8, 8, 45, 0, bytes).unwrap();
         assert_eq!(plan.count(Level::Input), 9);
-        let plan = search([9, 9], 8, 8, 5, 0, bytes).unwrap();
+        let plan = search([9, 9], [9, 9], 8, 8, 5, 0, bytes).unwrap();
         assert_eq!((plan.offload, plan.count(Level::Input)), (true, 9));
+        // The host has room for less: for attention's part of eight, of none, for nothing at all.
+        let plan = search([9, 9], [9, 8], 8, 8, 45, 0, bytes).unwrap();
+        assert_eq!((plan.offload, plan.count(Level::Attended)), (true, 8));
+        let plan = search([9, 9], [9, 0], 8, 8, 45, 0, bytes).unwrap();
+        assert_eq!(plan.count(Level::Attended), 0);
+        let plan = search([9, 9], [0, 0], 8, 8, 45, 0, bytes).unwrap();
+        assert!(!plan.offload);
     }
 }

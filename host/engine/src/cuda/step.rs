@@ -47,7 +47,7 @@ impl Decoder {
         let mut attended_ring = Vec::with_capacity(RING);
         for _ in 0..if away > 0 { RING } else { 0 } {
             ring.push(arena.low::<bf16>(tokens, hidden, 0)?);
-            attended_ring.push(arena.low::<u8>(1, self.attended_bytes(plan, tokens), 0)?);
+            attended_ring.push(arena.low::<u8>(1, self.attended_slot_bytes(plan, tokens), 0)?);
         }
         let mut x = match ring.first() {
             Some(&first) if lowest == 0 => first,
@@ -106,10 +106,10 @@ impl Decoder {
                 let Some((block_kept, mark)) = kept.pop() else { break };
                 let need_below = self.embedding.trained.is_some() || i > lowest;
                 let at = i - lowest;
-                let attended = plan.levels.get(at) == Some(&Level::Attended);
+                let is_attended = |at: usize| plan.levels.get(at) == Some(&Level::Attended);
                 if at < away {
                     self.inputs_away.before_backward(context, at, away)?;
-                    if attended {
+                    if is_attended(at) {
                         self.attended_away.before_backward(context, at, away)?;
                     }
                 }
@@ -130,7 +130,7 @@ impl Decoder {
                 arena.release_low(mark);
                 if at < away {
                     self.inputs_away.after_backward(context, at, ring[at % RING].as_bytes())?;
-                    if attended {
+                    if at >= RING && is_attended(at - RING) {
                         self.attended_away.after_backward(context, at, attended_ring[at % RING])?;
                     }
                 }
@@ -149,12 +149,12 @@ impl Decoder {
 
     /// How many of the first blocks leave on the host what is kept of them: none if they are too few to take turns.
     fn away(&self, plan: &StepPlan) -> usize {
-        let again = plan.again();
+        let again = plan.again().min(self.blocks.len() - self.lowest());
         if plan.offload && again > 2 * RING { again } else { 0 }
     }
 
     /// Bytes of what the first blocks keep of attention, the largest of them.
-    fn attended_bytes(&self, plan: &StepPlan, tokens: usize) -> usize {
+    fn attended_slot_bytes(&self, plan: &StepPlan, tokens: usize) -> usize {
         let levels = self.blocks.iter().skip(self.lowest()).zip(&plan.levels);
         let attended = levels.filter(|(_, level)| **level == Level::Attended);
         attended.map(|(block, _)| block.attended_bytes(tokens)).max().unwrap_or(0)
@@ -163,6 +163,6 @@ impl Decoder {
     /// How many blocks leave something on the host in a pass over so many tokens, and the bytes of each: its input, and what
     /// attention gave.
     pub(crate) fn waiting(&self, plan: &StepPlan, tokens: usize) -> (usize, [usize; 2]) {
-        (self.away(plan), [tokens * self.shape.hidden * size_of::<bf16>(), self.attended_bytes(plan, tokens)])
+        (self.away(plan), [tokens * self.shape.hidden * size_of::<bf16>(), self.attended_slot_bytes(plan, tokens)])
     }
 }

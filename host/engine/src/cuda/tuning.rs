@@ -1,4 +1,4 @@
-//! Which of cuBLASLt's algorithms is the fastest for a product: measured once for a shape, and kept on disk, so that the
+//! Which of cuBLASLt's algorithms is the fastest for a product: measured once for a class of shapes, and kept on disk, so that the
 //! next run computes the same bits.
 
 use std::collections::HashMap;

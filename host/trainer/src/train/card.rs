@@ -59,7 +59,7 @@ impl CardOptions {
             offload_embedding: config.storage.offload_embedding,
             update_in_backward: config.train.update_in_backward,
             vram: config.vram.map(|bytes| bytes.0),
-            // Always the same on a machine, so that a run that goes on computes in the same pieces.
+            // The same in every sitting on a machine, so that a run that goes on computes in the same pieces.
             waiting_limit: memory_limit().map(|bytes| bytes / 2),
         }
     }
@@ -388,9 +388,20 @@ pub(super) fn failed(error: EngineError) -> Error {
     Error::train(error.to_string())
 }
 
+/// The error for the user where the machine's own memory is short.
+pub(super) fn host_memory_error(what: &str, error: &EngineError) -> Error {
+    Error::train(format!("{what}: {error}")).help(
+        "leave storage.offload_embedding out, lower train.micro_batch_tokens, or end other programs on this machine",
+    )
+}
+
 /// The error for the user, with what would need less memory.
 pub(super) fn memory_error(error: EngineError, what: &str, plan: &Plan) -> Error {
-    let EngineError::OutOfDeviceMemory { .. } = &error else { return failed(error) };
+    match &error {
+        EngineError::OutOfDeviceMemory { .. } => (),
+        EngineError::OutOfHostMemory { .. } => return host_memory_error(what, &error),
+        _ => return failed(error),
+    }
     let mut ways = Vec::new();
     let whole = plan.entries.iter().any(|entry| entry.treatment == Treatment::Train);
     if plan.entries.iter().any(|entry| entry.storage == Storage::F32) {

@@ -9,7 +9,7 @@ use liftplan_engine::optim::{self, AdamW, AdamWOptions};
 use liftplan_engine::{Batch, Decoder, EngineError, Keep, Param, Pool, Rope, StepOptions, Weight};
 use rayon::prelude::*;
 
-use super::card::Card;
+use super::card::{Card, host_memory_error};
 use super::trainable::{self, OptimizerTensors, Trainable};
 use super::{AdapterNames, Model, not_finite};
 use crate::checkpoint::{State, Store, TensorFile};
@@ -344,6 +344,7 @@ fn train_error(error: EngineError, step: u64) -> Error {
             "lower train.micro_batch_tokens, set train.micro_batch_examples to 1 or data.max_length lower, keep frozen weights \
              in 4 bits by storage.frozen = \"nf4\", or make room on the card",
         ),
+        EngineError::OutOfHostMemory { .. } => host_memory_error(&format!("step {step}"), &error),
         EngineError::Device { .. } => Error::train(format!("step {step}: the GPU failed: {error}")).help(
             "the same command with --resume goes on from the newest checkpoint, to the bit (train.checkpoint_every makes some); if \
              it happens again at the same step, report it",

@@ -189,8 +189,10 @@ pub fn multiply<T: Output>(
         let (planned, class) = gemm.plan(key, T::DATA_TYPE)?;
         // A product that reads what it writes cannot be repeated.
         let repeatable = c.ptr() != out.ptr() || !key.adds;
-        let flop = 2.0 * m as f64 * n as f64 * inner_a as f64;
-        let moved = 2 * inner_a * (m + n) + size_of::<T>() * m * n;
+        // Asked of the class, so that all of its shapes are measured or none.
+        let [m, n, k] = key.class().mnk;
+        let flop = 2.0 * m as f64 * n as f64 * k as f64;
+        let moved = 2 * k * (m + n) + size_of::<T>() * m * n;
         let large = flop > TUNED_FROM_FLOP || moved > TUNED_FROM_BYTES;
         let mut chosen = None;
         if !class.tuned && repeatable && large && class.algorithms.len() > 1 {
