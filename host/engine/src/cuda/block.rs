@@ -188,15 +188,15 @@ impl Block {
 
     /// Bytes of what [`Level::Attended`] keeps beside the input, for so many tokens.
     pub fn attended_bytes(&self, tokens: usize) -> usize {
-        let place = self.attended_place(View::at(0, 1, 0, 0), tokens);
+        let place = self.attended_place(0, tokens);
         (place.mid.ptr() as usize + tokens * self.hidden * size_of::<bf16>()).next_multiple_of(ALIGNMENT)
     }
 
-    /// What lies where in such a place.
-    fn attended_place(&self, place: View<u8>, tokens: usize) -> AttendedPlace {
+    /// What lies where in such a place, which begins at an address.
+    fn attended_place(&self, address: u64, tokens: usize) -> AttendedPlace {
         let aligned = |at: u64| at.next_multiple_of(ALIGNMENT as u64);
         let (cols, stride) = (self.o.inputs, self.o.inputs + self.o.rank);
-        let out = View::at(place.ptr(), tokens, cols, stride);
+        let out = View::at(address, tokens, cols, stride);
         let lse = View::at(aligned(out.ptr() + (tokens * stride * 2) as u64), self.attention.heads, tokens, tokens);
         let mid = View::at(aligned(lse.ptr() + 4 * lse.len() as u64), tokens, self.hidden, self.hidden);
         AttendedPlace { out, lse, mid }
@@ -247,7 +247,7 @@ impl Block {
         place: Option<View<u8>>,
     ) -> Result<Kept> {
         let mark = arena.mark();
-        let place = place.map(|place| self.attended_place(place, x.rows()));
+        let place = place.map(|place| self.attended_place(place.ptr(), x.rows()));
         let (keeps, all) = (level >= Some(Level::Products), level == Some(Level::All));
         let low_down = self.make_low(arena, x.rows(), level)?;
         let gate_up = keeps.then(|| arena.low(x.rows(), self.gate_up.outputs, self.gate_up.rank)).transpose()?;

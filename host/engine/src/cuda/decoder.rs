@@ -177,7 +177,8 @@ impl Decoder {
         self.context.bind()?;
         self.ensure_rope(&batch.positions)?;
         self.settle_room()?;
-        let mut refused = None;
+        // What went wrong with the host's memory, and whether the card's was settled a second time.
+        let (mut refused, mut settled_again) = (None, false);
         loop {
             let (plan, needed) = match self.plan(batch) {
                 Ok(planned) => planned,
@@ -185,9 +186,9 @@ impl Decoder {
             };
             match self.make_room(needed) {
                 Ok(()) => (),
-                Err(error @ EngineError::OutOfDeviceMemory { .. }) if refused.is_none() && needed > 0 => {
+                Err(EngineError::OutOfDeviceMemory { .. }) if !settled_again && needed > 0 => {
                     // Another program took what was there: what is left is the room from now on.
-                    (self.room, self.plan, refused) = (None, None, Some(error));
+                    (self.room, self.plan, settled_again) = (None, None, true);
                     self.settle_room()?;
                     continue;
                 }
@@ -196,12 +197,14 @@ impl Decoder {
             let Err(error) = self.lock_waiting(batch, &plan) else {
                 return self.run_step(batch, grad_scale, &plan, underway);
             };
-            // The host's memory is short, or may not be locked: less waits there from now on, and then nothing.
-            let (_, [input, attended]) = self.waiting(&plan, batch.tokens());
-            let less = if attended > 0 { self.blocks.len() * input } else { 0 };
-            if self.options.waiting_limit.is_some_and(|limit| limit <= less) {
+            // The host's memory is short, or may not be locked: inputs alone wait there from now on, and then nothing.
+            let limit = self.options.waiting_limit.unwrap_or(usize::MAX);
+            if limit == 0 {
                 return Err(error);
             }
+            let (_, [input, attended]) = self.waiting(&plan, batch.tokens());
+            let of_inputs = self.blocks.len() * input;
+            let less = if attended > 0 && of_inputs < limit { of_inputs } else { 0 };
             (self.inputs_away, self.attended_away) = Default::default();
             (self.options.waiting_limit, self.plan, refused) = (Some(less), None, Some(error));
         }

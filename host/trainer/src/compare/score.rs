@@ -57,17 +57,19 @@ pub(super) struct WrittenScore {
 /// Scores of which less is better.
 const LOWER: [&str; 3] = ["loss", "perplexity", "ece"];
 
-/// The scores of all tasks, which are known by their names: what is better, where their scale ends, and what each example has.
-const OF_TASKS: [&str; 8] = ["loss", "perplexity", "accuracy", "macro_f1", "ece", "rouge_1", "rouge_2", "rouge_l"];
-
 /// The names of the task's scores, the usual one first.
-fn names(eval: &EvalConfig) -> Vec<&'static str> {
-    match (eval.task, eval.by) {
+fn names(task: Task, by: Option<EvalBy>) -> Vec<&'static str> {
+    match (task, by) {
         (Task::Lm, _) => vec!["loss", "perplexity"],
         (Task::Classification, Some(EvalBy::Generation)) => vec!["accuracy", "macro_f1", "loss", "perplexity"],
         (Task::Classification, _) => vec!["accuracy", "macro_f1", "ece", "loss", "perplexity"],
         (Task::Summarization, _) => vec!["rouge_l", "rouge_1", "rouge_2", "loss", "perplexity"],
     }
+}
+
+/// Whether a score of this name is some task's, known by it: what is better, where its scale ends, and what each example has.
+fn is_a_tasks(name: &str) -> bool {
+    [Task::Lm, Task::Classification, Task::Summarization].into_iter().any(|task| names(task, None).contains(&name))
 }
 
 impl WrittenScore {
@@ -79,13 +81,13 @@ impl WrittenScore {
             }
             let name = self.name.unwrap_or_else(|| "score".to_string());
             super::config::check_label("score.name", &name)?;
-            if OF_TASKS.contains(&name.as_str()) {
+            if is_a_tasks(&name) {
                 return Err(Error::config(format!("`score.name`: \"{name}\" is a score of Liftplan's own"))
                     .help("give what score.command prints a name of its own"));
             }
             return Ok(Score { name, better: self.better.unwrap_or(Better::Higher), command: Some(command) });
         }
-        let known = names(eval);
+        let known = names(eval.task, eval.by);
         let name = match self.name {
             None => known.first().copied().unwrap_or("loss").to_string(),
             Some(name) if known.contains(&name.as_str()) => name,

@@ -18,7 +18,7 @@ use self::plan::{Class, Key, Planned, described, lt, proposals};
 use super::context::{Context, check};
 use super::memory::{Element, View};
 use super::tuning::Choices;
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 
 /// Which of the factors is transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,28 +74,28 @@ impl Gemm {
         Ok(Self { handle, workspace: None, plans: HashMap::new(), classes: HashMap::new(), choices })
     }
 
-    /// Has a product's descriptors and its class.
-    fn plan(&mut self, key: Key, data_type: sys::cudaDataType) -> Result<(&mut Planned, &mut Class)> {
-        if let Entry::Vacant(place) = self.plans.entry(key) {
+    /// Has a product's descriptors, and what its class shares; `class` is the shape that stands for that.
+    fn plan(&mut self, key: Key, class: Key, data_type: sys::cudaDataType) -> Result<(&mut Planned, &mut Class)> {
+        let planned = match self.plans.entry(key) {
+            Entry::Occupied(place) => place.into_mut(),
             // SAFETY: creates descriptors from plain numbers; they live as long as the plans.
-            place.insert(unsafe { described(key, data_type) }?);
-        }
-        let class = key.class();
-        if !self.classes.contains_key(&class) {
-            // SAFETY: as above; those of the shape that stands for the class are needed only for the question.
-            let algorithms = unsafe {
-                let planned = described(class, data_type)?;
-                let algorithms = proposals(self.handle, class, &planned);
-                planned.destroy();
-                algorithms?
-            };
-            let choice = self.choices.get(&format!("{class:?}")).filter(|&choice| choice < algorithms.len());
-            self.classes.insert(class, Class { chosen: choice.unwrap_or(0), tuned: choice.is_some(), algorithms });
-        }
-        match (self.plans.get_mut(&key), self.classes.get_mut(&class)) {
-            (Some(planned), Some(class)) => Ok((planned, class)),
-            _ => Err(EngineError::Device { doing: "multiply".into(), reason: "no plan".into() }),
-        }
+            Entry::Vacant(place) => place.insert(unsafe { described(key, data_type) }?),
+        };
+        let class = match self.classes.entry(class) {
+            Entry::Occupied(place) => place.into_mut(),
+            Entry::Vacant(place) => {
+                // SAFETY: as above; those of the shape that stands for the class are needed only for the question.
+                let algorithms = unsafe {
+                    let planned = described(class, data_type)?;
+                    let algorithms = proposals(self.handle, class, &planned);
+                    planned.destroy();
+                    algorithms?
+                };
+                let choice = self.choices.get(&format!("{class:?}")).filter(|&choice| choice < algorithms.len());
+                place.insert(Class { chosen: choice.unwrap_or(0), tuned: choice.is_some(), algorithms })
+            }
+        };
+        Ok((planned, class))
     }
 }
 
@@ -186,11 +186,12 @@ pub fn multiply<T: Output>(
             };
             lt("multiply", status)
         };
-        let (planned, class) = gemm.plan(key, T::DATA_TYPE)?;
+        let class_key = key.class();
+        let (planned, class) = gemm.plan(key, class_key, T::DATA_TYPE)?;
         // A product that reads what it writes cannot be repeated.
         let repeatable = c.ptr() != out.ptr() || !key.adds;
         // Asked of the class, so that all of its shapes are measured or none.
-        let [m, n, k] = key.class().mnk;
+        let [m, n, k] = class_key.mnk;
         let flop = 2.0 * m as f64 * n as f64 * k as f64;
         let moved = 2 * k * (m + n) + size_of::<T>() * m * n;
         let large = flop > TUNED_FROM_FLOP || moved > TUNED_FROM_BYTES;
@@ -203,7 +204,7 @@ pub fn multiply<T: Output>(
         let algorithm = planned.settle(handle, key, class)?;
         context.measured(|| run(planned, &algorithm))?;
         if let Some(chosen) = chosen {
-            gemm.choices.set(format!("{:?}", key.class()), chosen);
+            gemm.choices.set(format!("{class_key:?}"), chosen);
         }
         Ok(())
     })
