@@ -132,6 +132,10 @@ method full-accumulated "$runs/full.toml" --set train.micro_batch_examples=3
 method spectrum "$runs/spectrum.toml"
 method qlora examples/qlora.toml
 method qspectrum examples/qspectrum.toml
+method qlora-blocks-32 examples/qlora.toml --set storage.block_size=32
+method qlora-blocks-256 examples/qlora.toml --set storage.block_size=256 --set storage.double_quantization=false
+# Rows that are no whole number of blocks.
+method qlora-untied "$runs/untied.toml" --set storage.frozen=nf4 --set storage.others=bf16
 # The same update inside the backward pass and after it.
 for policy in full spectrum; do
     method $policy-unclipped "$runs/$policy.toml" --set train.max_grad_norm=0

@@ -1,8 +1,13 @@
-// 4-bit NormalFloat weights (QLoRA, arXiv 2305.14314) in bitsandbytes' layout: blocks of 64 along the flattened weight,
-// two codes a byte with the first in the high half, a maximum for each block, and those optionally in 8 bits.
+// 4-bit NormalFloat weights (QLoRA, arXiv 2305.14314) in bitsandbytes' layout: blocks of BLOCK elements along the flattened
+// weight (a power of two from 32 to 4096; 64 unless it is said), two codes a byte with the first in the high half, a maximum
+// for each block, and those optionally in 8 bits. A weight's last block may be shorter.
 //
 // Traffic of unpacking: half a byte read and two bytes written an element. Measured, H100: 2.4 TB/s, 78 % of what a copy
-// reaches.
+// reaches (blocks of 64).
+
+#ifndef BLOCK
+#define BLOCK 64
+#endif
 
 static __constant__ float nf4_codes[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
@@ -15,7 +20,7 @@ static __device__ __forceinline__ float maximum(
     return codes ? map[codes[i]] * nested[i >> 8] + *offset : maxima[i];
 }
 
-// w[rows, stride]: row-major, `cols` of each row (a multiple of 64). A block of threads unpacks 8192 elements, a thread
+// w[rows, stride]: row-major, `cols` of each row (a multiple of 8). A block of threads unpacks 8192 elements, a thread
 // eight neighbours at a time, so that a warp reads 128 bytes and writes 512 without gaps.
 extern "C" __global__ void __launch_bounds__(256) nf4_unpack(
     bf16* w, const u8* packed, const float* maxima, const u8* codes, const float* nested, const float* map,
@@ -30,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(256) nf4_unpack(
         u32 at = first + i * 2048u;
         if (at >= elements) continue;
         words[i] = *reinterpret_cast<const u32*>(packed + at / 2);
-        max[i] = maximum(maxima, codes, nested, map, offset, at >> 6);
+        max[i] = maximum(maxima, codes, nested, map, offset, at / BLOCK);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -71,21 +76,39 @@ static __device__ __forceinline__ u32 nearest_code(float x) {
     return low;
 }
 
-// One warp a block of 64; w as above.
+// Elements `at` and the one behind it, which are in one row; w as above.
+static __device__ __forceinline__ float2 pair_of(const bf16* w, u64 at, u64 elements, int cols, int stride) {
+    if (at >= elements) return make_float2(0.f, 0.f);
+    u64 row = at / cols;
+    u32 both = *reinterpret_cast<const u32*>(w + row * stride + (at - row * cols));
+    return make_float2(low_of(both), high_of(both));
+}
+
+// A warp packs a block, 64 elements at a time, or two blocks of 32; w as above.
 extern "C" __global__ void __launch_bounds__(256) nf4_pack(
     u8* packed, float* maxima, const bf16* w, u64 elements, int cols, int stride) {
-    u64 block = (u64)blockIdx.x * 8 + (threadIdx.x >> 5);
-    u64 at = block * 64 + (threadIdx.x & 31) * 2;
-    if (block * 64 >= elements) return;
-    float x[2];
-    for (int i = 0; i < 2; i++) {
-        u64 row = (at + i) / cols;
-        x[i] = at + i < elements ? f32_of(w[row * stride + (at + i - row * cols)]) : 0.f;
+    constexpr int LANES = BLOCK < 64 ? BLOCK / 2 : 32, TURNS = BLOCK / (2 * LANES);
+    u64 block = (u64)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+    u64 first = block * BLOCK + threadIdx.x % LANES * 2;
+    float max = 0.f;
+    for (int turn = 0; turn < TURNS; turn++) {
+        float2 x = pair_of(w, first + turn * 64, elements, cols, stride);
+        max = fmaxf(max, fmaxf(fabsf(x.x), fabsf(x.y)));
     }
-    float max = warp_max(fmaxf(fabsf(x[0]), fabsf(x[1])));
+    // All threads come here, those of blocks beyond the last one too.
+    for (int d = LANES / 2; d; d >>= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
+    bool whole = (block + 1) * BLOCK <= elements;
     float by = max > 0.f ? 1.f / max : 0.f;
-    if (at < elements) packed[at / 2] = (u8)(nearest_code(x[0] * by) << 4 | nearest_code(x[1] * by));
-    if ((threadIdx.x & 31) == 0) maxima[block] = max;
+    for (int turn = 0; turn < TURNS; turn++) {
+        u64 at = first + turn * 64;
+        if (at >= elements) break;
+        float2 x = pair_of(w, at, elements, cols, stride);
+        // bitsandbytes divides what is in a block that is not whole.
+        if (whole || max == 0.f) x = make_float2(x.x * by, x.y * by);
+        else x = make_float2(x.x / max, x.y / max);
+        packed[at / 2] = (u8)(nearest_code(x.x) << 4 | nearest_code(x.y));
+    }
+    if (threadIdx.x % LANES == 0 && block * BLOCK < elements) maxima[block] = max;
 }
 
 // *offset = the mean of n maxima, in one block.

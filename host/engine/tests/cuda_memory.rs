@@ -82,10 +82,36 @@ fn a_lora_step_takes_what_was_measured() {
 #[test]
 fn a_qlora_step_takes_what_was_measured() {
     let options = Options { moments: MomentFormat::EightBit, rank_multiple: 16, ..Options::default() };
-    let decoder = decoder(Storage::Nf4 { double: true }, options);
+    let decoder = decoder(Storage::Nf4 { block: 64, double: true }, options);
     let lean = StepPlan { pieces: 2, offload: true, ..StepPlan::new(36, 0, 0, 4096, 1024) };
     // 7.34 GiB on the card, when there was one buffer of 64 MiB more for inputs on the host.
     close(gib(&decoder, &lean), 7.34 - 0.0625);
+}
+
+#[test]
+fn four_bits_take_what_their_blocks_take() {
+    // All linear weights of the shape.
+    let numbers = 36 * (2 * 4096 * (4096 + 1024) + 3 * 4096 * 12_288);
+    let bytes = |block, double| {
+        let storage = Storage::Nf4 { block, double };
+        decoder(storage, Options::default()).model_bytes() - if double { 1024 } else { 0 }
+    };
+    let plain = bytes(64, false);
+    // An f32 a block; or a byte, four more for 256 of them, and 256 bytes for each weight's mean.
+    assert_eq!(bytes(32, false) - plain, 4 * numbers / 64);
+    assert_eq!(plain - bytes(256, false), 4 * numbers / 64 - 4 * numbers / 256);
+    for block in [32, 64, 128] {
+        let scales = numbers / block + 4 * numbers / block / 256 + 36 * 7 * 256;
+        assert_eq!(bytes(block, true) - bytes(4096, false), scales - 4 * numbers / 4096);
+    }
+    let shape = shape();
+    for (block, expected) in
+        [(100, "block size of a 4-bit weight: expected one of [32, 64"), (0, "block size of a 4-bit")]
+    {
+        let specs = adapted(&shape, Storage::Nf4 { block, double: true });
+        let error = Builder::new(&Context::dry((9, 0)), &shape, &specs, Options::default()).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ fn case(name: &'static str, method: Method) -> Case {
         options: Options::default(),
         rank: 4,
         dropout: 0.1,
+        nf4: (64, true),
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Case {
     pub rank: usize,
     /// Their dropout.
     pub dropout: f32,
+    /// Elements of a block of 4 bits, and whether their maxima are in 8 bits.
+    pub nf4: (usize, bool),
 }
 
 pub(super) fn shape(
@@ -147,7 +149,7 @@ pub(super) fn values(case: &Case) -> Values {
 
 pub(super) fn on_card(context: &Context, case: &Case, values: &Values) -> CudaDecoder {
     let storage = |slot: Slot| match case.method {
-        Method::Qlora if is_linear(slot.1) => Storage::Nf4 { double: true },
+        Method::Qlora if is_linear(slot.1) => Storage::Nf4 { block: case.nf4.0, double: case.nf4.1 },
         _ => Storage::F32,
     };
     let specs: Vec<TensorSpec> = slots(case)
@@ -167,8 +169,8 @@ pub(super) fn on_card(context: &Context, case: &Case, values: &Values) -> CudaDe
 }
 
 /// What 4 bits make of a weight, without the second quantisation, which is finer than what is compared.
-fn four_bits(w: &[f32]) -> Vec<f32> {
-    w.chunks(64)
+fn four_bits(w: &[f32], block: usize) -> Vec<f32> {
+    w.chunks(block)
         .flat_map(|block| {
             let max = block.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let near = |x: f32| VALUES.into_iter().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap();
@@ -181,7 +183,8 @@ fn on_cpu(case: &Case, values: &Values) -> Decoder {
     let param = |slot: Slot| {
         let name = format!("{}.{:?}", slot.0.map_or("model".into(), |b: usize| b.to_string()), slot.1);
         let (rows, cols, numbers) = values[&name].clone();
-        let numbers = if case.method == Method::Qlora && is_linear(slot.1) { four_bits(&numbers) } else { numbers };
+        let numbers =
+            if case.method == Method::Qlora && is_linear(slot.1) { four_bits(&numbers, case.nf4.0) } else { numbers };
         let mut param = Param::frozen(&name, rows, cols, Weight::F32(numbers)).unwrap();
         param.set_trained(treatment(case, slot, &name) == Treatment::Train);
         param
@@ -265,6 +268,7 @@ pub fn check(context: &Context, report: &mut Report) {
         options: plain,
         rank: 4,
         dropout: 0.0,
+        nf4: (64, true),
     };
     let cases = [
         Case {
@@ -312,6 +316,28 @@ pub fn check(context: &Context, report: &mut Report) {
             ..base
         },
         Case { name: "model qlora", method: Method::Qlora, shape: shape(128, 192, 2, 1, 64, 203, false), ..base },
+        // Rows that are no whole number of blocks, too.
+        Case {
+            name: "model qlora, blocks of 32",
+            method: Method::Qlora,
+            shape: shape(136, 200, 2, 1, 64, 203, false),
+            nf4: (32, true),
+            ..base
+        },
+        Case {
+            name: "model qlora, blocks of 128",
+            method: Method::Qlora,
+            shape: shape(128, 192, 2, 1, 64, 203, false),
+            nf4: (128, true),
+            ..base
+        },
+        Case {
+            name: "model qlora, blocks of 1024, plain maxima",
+            method: Method::Qlora,
+            shape: shape(136, 200, 2, 1, 64, 203, false),
+            nf4: (1024, false),
+            ..base
+        },
     ];
     for case in &cases {
         if report.wants(case.name) {

@@ -22,6 +22,7 @@ pub fn check(context: &Context, report: &mut Report) {
         options,
         rank: 4,
         dropout: 0.0,
+        nf4: (64, true),
     };
     let mut decoder = on_card(context, &case, &values(&case));
     let batch = batch(case.shape.vocab, 0);

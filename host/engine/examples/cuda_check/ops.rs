@@ -4,7 +4,7 @@ use half::bf16;
 use liftplan_engine::cuda::attention::{self, Documents, Shape};
 use liftplan_engine::cuda::gemm::{Layout, multiply};
 use liftplan_engine::cuda::memory::Element;
-use liftplan_engine::cuda::nf4::Packed;
+use liftplan_engine::cuda::nf4::{Packed, Parts};
 use liftplan_engine::cuda::slab::Slab;
 use liftplan_engine::cuda::{Buffer, Context, View, ops};
 use liftplan_engine::ops as cpu;
@@ -12,7 +12,7 @@ use liftplan_engine::ops::attention::{Heads, Kept, Span};
 use liftplan_engine::ops::matmul::{self, Into};
 use liftplan_engine::rng::Random;
 use liftplan_engine::storage::dynamic8::SIGNED;
-use liftplan_engine::storage::nf4::VALUES;
+use liftplan_engine::storage::nf4::{BLOCK_SIZES, Nf4, Nf4Options, Scales};
 
 use crate::Report;
 
@@ -322,44 +322,40 @@ fn embeddings(bench: &mut Bench<'_>, report: &mut Report) {
 
 fn nf4(bench: &mut Bench<'_>, report: &mut Report) {
     let context = bench.context;
-    for [rows, cols] in [[3, 64], [96, 576], [1024, 4096]] {
+    for [rows, cols] in [[3, 64], [1, 8], [5, 72], [7, 1000], [96, 576], [1024, 4096]] {
         let w = bench.normal(rows * cols, 0.0, 0.02);
         let view = bench.narrow(rows, cols, 64, &w);
-        let maxima: Vec<f32> = w.chunks(64).map(|block| block.iter().fold(0.0_f32, |m, x| m.max(x.abs()))).collect();
-        let nearest = |x: f32| VALUES.into_iter().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap();
-        for double in [false, true] {
-            let mut kept = maxima.clone();
-            if double {
-                let mean = (maxima.iter().map(|&x| f64::from(x)).sum::<f64>() / maxima.len() as f64) as f32;
-                let map = SIGNED.values;
-                kept = maxima
-                    .chunks(256)
-                    .flat_map(|block| {
-                        let top = block.iter().fold(0.0_f32, |m, x| m.max((x - mean).abs()));
-                        let near = |x: f32| {
-                            map.iter().copied().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap()
-                        };
-                        block
-                            .iter()
-                            .map(|x| if top > 0.0 { near((x - mean) / top) * top + mean } else { mean })
-                            .collect::<Vec<_>>()
-                    })
-                    .collect();
+        for block in BLOCK_SIZES {
+            for double in [false, true] {
+                let name = format!("nf4: {rows}x{cols}, blocks of {block}, double {double}");
+                let options = Nf4Options { block_size: block, double_quantization: double };
+                let expected = Nf4::quantise(&w, options).unwrap();
+                let mut numbers = vec![0.0; w.len()];
+                expected.read(0, &mut numbers);
+                let mut slab = Slab::new(context);
+                let map = bench.put(&SIGNED.values);
+                let packed = Packed::new(&mut slab, [rows, cols], block, double.then_some(map)).unwrap();
+                let unpacked = |bench: &mut Bench<'_>| {
+                    let out = bench.poisoned(rows, cols, 64);
+                    packed.unpack(context, out).unwrap();
+                    bench.get(out)
+                };
+                let scratch = bench.poisoned(1, packed.scratch_len().max(1), 0);
+                packed.pack(context, view, scratch).unwrap();
+                // The same bits; with quantised maxima but for the sum that their mean is made of.
+                let found = unpacked(bench);
+                report.compare(&name, &found, &rounded(numbers.clone()), if double { 5e-3 } else { 0.0 });
+                let parts = match expected.scales() {
+                    Scales::Plain(scales) => Parts::Single(expected.codes(), scales),
+                    Scales::Double { codes, absmax, offset } => {
+                        Parts::Double(expected.codes(), codes, absmax, &[], *offset)
+                    }
+                };
+                packed.load(context, parts).unwrap();
+                // A product and a sum in one may round a maximum otherwise.
+                let found = unpacked(bench);
+                report.compare(&format!("{name}, loaded"), &found, &rounded(numbers), if double { 5e-4 } else { 0.0 });
             }
-            let expected: Vec<f32> = w
-                .chunks(64)
-                .zip(maxima.iter().zip(&kept))
-                .flat_map(|(block, (max, kept))| block.iter().map(|x| nearest(x / max) * kept).collect::<Vec<_>>())
-                .collect();
-            let mut slab = Slab::new(context);
-            let map = bench.put(&SIGNED.values);
-            let packed = Packed::new(&mut slab, [rows, cols], double.then_some(map)).unwrap();
-            let scratch = bench.poisoned(1, rows * cols / 64, 0);
-            packed.pack(context, view, scratch).unwrap();
-            let out = bench.poisoned(rows, cols, 64);
-            packed.unpack(context, out).unwrap();
-            // A few numbers lie at the middle between two codes to the last bit.
-            report.compare(&format!("nf4: {rows}x{cols}, double {double}"), &bench.get(out), &expected, 5e-3);
         }
     }
 }

@@ -106,7 +106,7 @@ fn specs(shape: &ModelShape, method: Method) -> Vec<TensorSpec> {
                 _ => Treatment::Frozen,
             };
             let packed = linear && (method == Qlora || method == Qspectrum && !picked);
-            let storage = if packed { Storage::Nf4 { double: true } } else { Storage::Bf16 };
+            let storage = if packed { Storage::Nf4 { block: 64, double: true } } else { Storage::Bf16 };
             TensorSpec { slot, name, treatment, storage }
         })
         .collect()

@@ -10,7 +10,7 @@ use super::context::Context;
 use super::decoder::Decoder;
 use super::layout::{Maker, check_shape};
 use super::memory::{Buffer, View};
-use super::nf4::{self, Parts};
+use super::nf4::Parts;
 use super::offload::Offload;
 use super::ops::{self, Filled};
 use super::optim::Optimizer;
@@ -146,7 +146,7 @@ impl Builder {
                 (Packed::Int8(_), _) => Err(unfit(slot, "8-bit codes", "other numbers")),
                 (Packed::Nf4(packed), data) => {
                     let (packed, values) = (*packed, narrow(data)?);
-                    let (whole, maxima) = self.scratch(rows, cols)?;
+                    let (whole, maxima) = self.scratch(rows, cols, packed.scratch_len())?;
                     context.upload(whole, &values)?;
                     packed.pack(&context, whole, maxima)
                 }
@@ -155,16 +155,16 @@ impl Builder {
         }
     }
 
-    /// Memory for a whole weight in bf16, and for a number for each block of its packed form.
-    pub(super) fn scratch(&mut self, rows: usize, cols: usize) -> Result<(View<bf16>, View<f32>)> {
-        let (weight, blocks) = (rows * cols * 2, rows * cols / nf4::BLOCK + 1);
-        let bytes = weight.next_multiple_of(256) + blocks * 4;
+    /// Memory for a whole weight in bf16, and for so many numbers of its packed form.
+    pub(super) fn scratch(&mut self, rows: usize, cols: usize, numbers: usize) -> Result<(View<bf16>, View<f32>)> {
+        let weight = rows * cols * 2;
+        let bytes = weight.next_multiple_of(256) + numbers * 4;
         if self.scratch.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
             self.scratch = None;
             self.scratch = Some(Buffer::new(&self.decoder.context, bytes)?);
         }
         match &self.scratch {
-            Some(buffer) => Ok((buffer.view(rows, cols), buffer.part(weight.next_multiple_of(256), 1, blocks))),
+            Some(buffer) => Ok((buffer.view(rows, cols), buffer.part(weight.next_multiple_of(256), 1, numbers))),
             None => Err(unfit((None, Role::Embedding), "scratch memory", "none")),
         }
     }
@@ -181,7 +181,7 @@ impl Builder {
             let purpose = purpose as u32;
             match place {
                 Place::Matrix { view, .. } if self.decoder.home(slot).is_some() => {
-                    let (whole, _) = self.scratch(view.rows(), view.cols())?;
+                    let (whole, _) = self.scratch(view.rows(), view.cols(), 0)?;
                     ops::random_normal(&context, Filled::Narrow(whole), spread, seed, purpose)?;
                     self.decoder.home(slot).map_or(Ok(()), |home| home.fetch(whole))?;
                 }
@@ -193,7 +193,7 @@ impl Builder {
                 }
                 Place::Packed(Packed::Int8(_)) => return Err(unfit(slot, "4 bits or plain numbers", "8 bits")),
                 Place::Packed(Packed::Nf4(packed)) => {
-                    let (whole, maxima) = self.scratch(packed.rows, packed.cols)?;
+                    let (whole, maxima) = self.scratch(packed.rows, packed.cols, packed.scratch_len())?;
                     ops::random_normal(&context, Filled::Narrow(whole), spread, seed, purpose)?;
                     packed.pack(&context, whole, maxima)?;
                 }

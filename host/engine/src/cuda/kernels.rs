@@ -58,7 +58,7 @@ pub mod sources {
         LOSS = "loss.cu";
         EMBEDDING = "embedding.cu";
         ADAMW = "adamw.cu", [("MOMENTS", 16)], [("MOMENTS", 8)];
-        NF4 = "nf4.cu";
+        NF4 = "nf4.cu", [("BLOCK", 32)], [("BLOCK", 4096)];
         DROPOUT = "dropout.cu", [("ADD", 1)];
         INT8 = "int8.cu";
         BIAS = "bias.cu";

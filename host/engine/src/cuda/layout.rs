@@ -295,18 +295,15 @@ impl<'a> Maker<'a> {
     }
 
     fn packed(&mut self, spec: &TensorSpec, rows: usize, cols: usize) -> Result<Packed> {
-        let Storage::Nf4 { double } = spec.storage else {
+        let Storage::Nf4 { block, double } = spec.storage else {
             return Ok(Packed::Int8(Int8::new(&mut self.slab, [rows, cols])?));
         };
-        if !cols.is_multiple_of(nf4::BLOCK) {
-            return Err(unfit(spec.slot, "a multiple of 64 columns, to be kept in 4 bits", &cols.to_string()));
-        }
         if double && self.map.is_none() {
             let map = self.slab.take::<f32>(1, 256, 0)?;
             self.context.upload(map, &SIGNED.values)?;
             self.map = Some(map);
         }
-        nf4::Packed::new(&mut self.slab, [rows, cols], self.map.filter(|_| double)).map(Packed::Nf4)
+        nf4::Packed::new(&mut self.slab, [rows, cols], block, self.map.filter(|_| double)).map(Packed::Nf4)
     }
 
     fn adapter_matrix(

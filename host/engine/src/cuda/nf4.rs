@@ -7,9 +7,10 @@ use super::kernels::{args, sources::NF4};
 use super::memory::View;
 use super::profile::Kind;
 use super::slab::Slab;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
+use crate::storage::nf4::BLOCK_SIZES;
 
-/// Elements of a block.
+/// Elements of a block where nothing else is said, for which the kernels are compiled if nothing else is.
 pub const BLOCK: usize = 64;
 /// Maxima of a block of maxima.
 const NESTED: usize = 256;
@@ -19,8 +20,10 @@ const NESTED: usize = 256;
 pub struct Packed {
     /// Rows of the weight.
     pub rows: usize,
-    /// Its columns, a multiple of 64.
+    /// Its columns, a multiple of 8.
     pub cols: usize,
+    /// Elements of a block, which runs on across rows.
+    block: usize,
     codes: View<u8>,
     maxima: Maxima,
 }
@@ -54,12 +57,22 @@ pub enum Parts<'a> {
 }
 
 impl Packed {
-    /// Memory for a weight of `rows × cols`; `map` is that of the maxima's 8 bits, with double quantisation.
+    /// Memory for a weight of `rows × cols` in blocks of `block` elements; `map` is that of the maxima's 8 bits, with double
+    /// quantisation.
     ///
     /// # Errors
-    /// When there is no memory.
-    pub fn new(slab: &mut Slab, [rows, cols]: [usize; 2], map: Option<View<f32>>) -> Result<Self> {
-        let blocks = (rows * cols).div_ceil(BLOCK);
+    /// When there are no such blocks, the columns are no multiple of 8, or there is no memory.
+    pub fn new(slab: &mut Slab, [rows, cols]: [usize; 2], block: usize, map: Option<View<f32>>) -> Result<Self> {
+        let unfit = |what: &str, expected: String, found: usize| {
+            Err(EngineError::Shape { what: format!("{what} of a 4-bit weight"), expected, found: found.to_string() })
+        };
+        if !BLOCK_SIZES.contains(&block) {
+            return unfit("block size", format!("one of {BLOCK_SIZES:?}"), block);
+        }
+        if !cols.is_multiple_of(8) {
+            return unfit("columns", "a multiple of 8".into(), cols);
+        }
+        let blocks = (rows * cols).div_ceil(block);
         let codes = slab.take(1, rows * cols / 2, 0)?;
         let maxima = match map {
             None => Maxima::Wide(slab.take(1, blocks, 0)?),
@@ -70,7 +83,21 @@ impl Packed {
                 offset: slab.take(1, 1, 0)?,
             },
         };
-        Ok(Self { rows, cols, codes, maxima })
+        Ok(Self { rows, cols, block, codes, maxima })
+    }
+
+    /// Numbers of `f32` that packing it needs beside it.
+    pub fn scratch_len(&self) -> usize {
+        match self.maxima {
+            Maxima::Wide(_) => 0,
+            Maxima::Double { codes, .. } => codes.len(),
+        }
+    }
+
+    /// Launches a kernel that is compiled for its blocks.
+    fn launch(&self, context: &Context, name: &'static str, launch: Launch, arguments: &[u64]) -> Result<()> {
+        let define = [("BLOCK", self.block as i64)];
+        context.launch(&NF4, if self.block == BLOCK { &[] } else { &define }, name, launch, arguments)
     }
 
     /// Unpacks it into `w`, whose rows may lie apart.
@@ -86,23 +113,25 @@ impl Packed {
             Maxima::Double { codes, nested, map, offset } => (none, codes.ptr(), nested.ptr(), map.ptr(), offset.ptr()),
         };
         let arguments = args![w, self.codes, wide, codes, nested, map, offset, elements as u64, self.cols, w.stride()];
-        context.launch(&NF4, &[], "nf4_unpack", Launch::new(elements.div_ceil(8192), 256), arguments)
+        self.launch(context, "nf4_unpack", Launch::new(elements.div_ceil(8192), 256), arguments)
     }
 
-    /// Packs `w`; `scratch` has a number for each block of 64 elements.
+    /// Packs `w`, whose rows begin at even elements; `scratch` has [`Packed::scratch_len`] numbers.
     ///
     /// # Errors
     /// When the launch fails.
     pub fn pack(&self, context: &Context, w: View<bf16>, scratch: View<f32>) -> Result<()> {
         context.kind(Kind::Other);
         let elements = self.rows * self.cols;
-        let blocks = elements.div_ceil(BLOCK);
+        let blocks = elements.div_ceil(self.block);
         let to = match self.maxima {
             Maxima::Wide(maxima) => maxima,
             Maxima::Double { .. } => scratch,
         };
         let arguments = args![self.codes, to, w, elements as u64, self.cols, w.stride()];
-        context.launch(&NF4, &[], "nf4_pack", Launch::new(blocks.div_ceil(8), 256), arguments)?;
+        // A warp a block, or half of one for 32 elements.
+        let at_once = if self.block < 64 { 512 / self.block } else { 8 };
+        self.launch(context, "nf4_pack", Launch::new(blocks.div_ceil(at_once), 256), arguments)?;
         if let Maxima::Double { codes, nested, map, offset } = self.maxima {
             context.launch(&NF4, &[], "nf4_mean", Launch::new(1, 1024), args![offset, to, blocks])?;
             let arguments = args![codes, nested, to, map, offset, blocks];
@@ -127,7 +156,7 @@ impl Packed {
                 context.upload(nested, large)?;
                 context.upload(offset, &[mean])
             }
-            _ => Err(crate::EngineError::Shape {
+            _ => Err(EngineError::Shape {
                 what: "4-bit weight".into(),
                 expected: "maxima as planned, single or double".into(),
                 found: "the other".into(),

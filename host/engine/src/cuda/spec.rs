@@ -85,6 +85,8 @@ pub enum Storage {
     F32,
     /// 4-bit NormalFloat; `double` keeps the blocks' maxima in 8 bits.
     Nf4 {
+        /// Elements of a block, one of [`crate::storage::nf4::BLOCK_SIZES`].
+        block: usize,
         /// Double quantisation.
         double: bool,
     },

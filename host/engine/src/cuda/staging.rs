@@ -81,7 +81,7 @@ impl Builder {
                 (view, self.decoder.trainables[index].master.map_or(Then::Nothing, Then::Widen))
             }
             Some(Place::Packed(Packed::Nf4(packed))) => {
-                let (whole, maxima) = self.scratch(packed.rows, packed.cols)?;
+                let (whole, maxima) = self.scratch(packed.rows, packed.cols, packed.scratch_len())?;
                 (whole, Then::Pack(packed, maxima))
             }
             Some(Place::Packed(Packed::Int8(_)) | Place::Vector { .. }) => return Ok(None),

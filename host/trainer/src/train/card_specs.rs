@@ -46,24 +46,10 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
                 }
             };
             let storage = match entry.storage {
-                Storage::Nf4 { .. } if info.shape.last().is_none_or(|columns| columns % 64 != 0) => {
-                    return Err(Error::plan(format!(
-                        "`{}` is {:?}: a GPU keeps a weight in 4 bits if its columns are a multiple of 64",
-                        info.name, info.shape
-                    ))
-                    .help(format!("name it in storage.exclude, {on_cpu}")));
-                }
                 Storage::F32 => cuda::Storage::F32,
                 Storage::Bf16 => cuda::Storage::Bf16,
-                Storage::Nf4 { block_size: 64, double_quantization } => {
-                    cuda::Storage::Nf4 { double: double_quantization }
-                }
-                Storage::Nf4 { block_size, .. } => {
-                    return Err(Error::plan(format!(
-                        "`{}`: a GPU keeps 4-bit weights in blocks of 64, not of {block_size}",
-                        info.name
-                    ))
-                    .help(format!("leave storage.block_size out, {on_cpu}")));
+                Storage::Nf4 { block_size, double_quantization } => {
+                    cuda::Storage::Nf4 { block: block_size, double: double_quantization }
                 }
                 Storage::Int8 => cuda::Storage::Int8,
             };
