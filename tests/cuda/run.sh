@@ -146,6 +146,25 @@ method qspectrum-unclipped examples/qspectrum.toml --set train.max_grad_norm=0
 differently qspectrum-unclipped qspectrum-unclipped-inside examples/qspectrum.toml --set train.max_grad_norm=0 \
     --set train.update_in_backward=true
 method lora-int8 "$runs/lora.toml" --set storage.frozen=int8
+# Adapters that begin, cease and begin again: those of the first block, dealt out anew among all blocks every three steps.
+# dealt NAME POLICY CONFIG [SED]: the configuration of that, from CONFIG with the policy POLICY.
+dealt() {
+    case $1 in *"$only"*) ;; *) return ;; esac
+    "$liftplan" plan "$3" --set 'policy.blocks=[0]' --out "$runs/$1.json" >/dev/null || fail "$1: no plan"
+    sed "/^rank = /d; /^alpha = /d; s/^name = \"$2\"/name = \"random\"/
+        s#= \"models/#= \"$at/models/#; s#= \"data/#= \"$at/data/#" "$3" >"$runs/$1.toml"
+    {
+        echo "[policy.like]"
+        echo "picks = {every = 3, at = []}"
+        sed -n '/^"entries"/,/^\]/p' "$runs/$1.json" | sed "s/^\"entries\": /entries = /; s/\":/\"=/g; s/^\],/]/; ${4:-}"
+    } >>"$runs/$1.toml"
+}
+dealt lora-dealt lora "$runs/lora.toml"
+method lora-dealt "$runs/lora-dealt.toml"
+dealt lora-dealt-dropout lora "$runs/lora.toml" 's/"dropout"=0.0/"dropout"=0.1/'
+method lora-dealt-dropout "$runs/lora-dealt-dropout.toml"
+dealt qlora-dealt qlora examples/qlora.toml
+method qlora-dealt "$runs/qlora-dealt.toml"
 method lisa "$runs/lisa.toml"
 method badam "$runs/badam.toml" --set train.weights=bf16
 method badam-nf4 "$runs/badam.toml" --set train.weights=bf16 --set storage.frozen=nf4 --set optimizer.name=adamw8bit

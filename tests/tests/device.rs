@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use liftplan::checkpoint::TensorSource;
 use liftplan::config::Config;
 use liftplan::model::{self, BaseModel};
-use liftplan::plan::{Plan, Treatment};
+use liftplan::plan::{Plan, Storage, Treatment};
 use liftplan::policy;
 use liftplan::report::Silent;
 use liftplan::stats::ModelStatistics;
@@ -222,8 +222,8 @@ fn what_stops_training_keeps_its_place_in_checkpoints_and_no_memory() {
     assert_eq!(names(&card).into_iter().collect::<BTreeSet<_>>(), of(&first));
     let before = card.forecast(&run.batch).unwrap();
 
-    card.can_follow(&base, &second).unwrap();
-    card.adopt(&base, &second).unwrap();
+    Card::can_follow(&base, &first, &second).unwrap();
+    card.adopt(&base, &second, 1).unwrap();
     card.follow(&base, &second).unwrap();
     card.prepare(None).unwrap();
     assert_eq!(names(&card).into_iter().collect::<BTreeSet<_>>(), of(&second));
@@ -243,8 +243,81 @@ fn what_stops_training_keeps_its_place_in_checkpoints_and_no_memory() {
     let again = order(&mut card, &first);
     let mut fresh = Card::to_revise(&context, &base, &first, 1, run.options, &mut Silent).unwrap();
     assert_eq!(again, order(&mut fresh, &first));
+}
 
-    let (_, lora, _) = planned("tiny", LORA);
-    let error = card.can_follow(&base, &lora).unwrap_err().to_string();
-    assert!(error.contains("an adapter that begins at a pick does not run on a GPU yet\n  help: adapt it"), "{error}");
+#[test]
+fn adapters_that_begin_at_a_pick_are_those_of_a_plan_that_had_them() {
+    let packed = "[policy]\nname = \"qlora\"\nrank = 4\n";
+    for (policy, family) in [(LORA, "tiny"), (packed, "tiny"), (LORA, "qwen2")] {
+        let (base, all, config) = planned(family, policy);
+        let some = |begun: &dyn Fn(usize, &str) -> bool| {
+            let mut plan = all.clone();
+            for (entry, info) in plan.entries.iter_mut().zip(&base.inventory.tensors) {
+                if !info.block.is_some_and(|block| begun(block, &info.role)) {
+                    entry.treatment = Treatment::Frozen;
+                }
+            }
+            plan
+        };
+        let first = some(&|block, role| block == 1 && role != "q_proj");
+        let second = some(&|block, role| block == 0 || role == "q_proj");
+        let context = Context::dry(HOPPER);
+        let options = CardOptions::of(&config);
+        let mut card = Card::to_revise(&context, &base, &first, 7, options, &mut Silent).unwrap();
+        let active = |card: &Card| {
+            let trainables = card.decoder().trainables();
+            card.decoder().active().iter().map(|&i| trainables[i].name.clone()).collect::<Vec<_>>()
+        };
+        card.follow(&base, &first).unwrap();
+        card.prepare(None).unwrap();
+        let before = active(&card);
+        for plan in [&second, &all] {
+            Card::can_follow(&base, &first, plan).unwrap();
+            card.adopt(&base, plan, 7).unwrap();
+            card.follow(&base, plan).unwrap();
+            card.prepare(None).unwrap();
+        }
+        // In the order of a model that had all of them, and in the same form in checkpoints.
+        let mut whole = Card::to_revise(&context, &base, &all, 7, options, &mut Silent).unwrap();
+        whole.follow(&base, &all).unwrap();
+        assert_eq!(active(&card), active(&whole), "{family} {policy}");
+        let specs = |card: &Card| {
+            let specs = card.trainable().unwrap().specs();
+            specs.into_iter().map(|spec| format!("{} {:?} {:?}", spec.name, spec.dtype, spec.shape)).collect::<Vec<_>>()
+        };
+        assert_eq!(specs(&card), specs(&whole));
+        // What ceases stays in them, and begins again without being laid out anew.
+        card.adopt(&base, &first, 7).unwrap();
+        card.follow(&base, &first).unwrap();
+        assert_eq!((active(&card), specs(&card)), (before, specs(&whole)));
+    }
+}
+
+#[test]
+fn a_pick_leaves_on_a_gpu_what_stays_frozen_as_it_is_kept() {
+    let (base, before, _) = planned("tiny", LORA);
+    let mut after = before.clone();
+    let packed = Storage::Nf4 { block_size: 64, double_quantization: true };
+    after.entries[3].storage = packed;
+    let name = &after.entries[3].tensor;
+    let error = Card::can_follow(&base, &before, &after).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "`{name}`: a GPU keeps it as f32 from its start on, and not as nf4 from a pick on\n  help: leave its storage as it is, \
+             or set device to \"cpu\""
+        )
+    );
+    // From few bits to what trains whole is another matter.
+    let mut whole = after.clone();
+    (whole.entries[3].storage, whole.entries[3].treatment) = (Storage::Bf16, Treatment::Train);
+    Card::can_follow(&base, &after, &whole).unwrap();
+    let mut dora = before.clone();
+    for entry in &mut dora.entries {
+        if let Treatment::Adapt(adapter) = &mut entry.treatment {
+            adapter.dora = true;
+        }
+    }
+    let error = Card::can_follow(&base, &before, &dora).unwrap_err().to_string();
+    assert!(error.contains("DoRA does not run on a GPU yet"), "{error}");
 }

@@ -183,3 +183,65 @@ fn an_embedding_on_the_host_takes_nothing_of_the_card() {
     let trained = refused(&shape(), &specs);
     assert!(trained.contains("Embedding") && trained.contains("since it trains"), "{trained}");
 }
+
+#[test]
+fn adapters_that_begin_late_take_what_they_take_from_the_start() {
+    let shape = shape();
+    let late = |storage: Storage, options: Options, first: &[Role], then: &[&[Role]]| {
+        let mut specs = adapted(&shape, storage);
+        let mut waiting = Vec::new();
+        for spec in specs.iter_mut().filter(|spec| !first.contains(&spec.slot.1)) {
+            if let Treatment::Adapt(adapter) = std::mem::replace(&mut spec.treatment, Treatment::Frozen) {
+                waiting.push((spec.slot, adapter));
+            }
+        }
+        let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, options).unwrap().finish();
+        for roles in then {
+            let begins: Vec<_> = waiting.iter().filter(|(slot, _)| roles.contains(&slot.1)).cloned().collect();
+            decoder.adapt(&begins).unwrap();
+        }
+        decoder.set_active(|_| true).unwrap();
+        decoder.prepare(&decoder.active()).unwrap();
+        decoder
+    };
+    use Role::{Down, Gate, K, O, Q, Up, V};
+    let tight = Options { rank_multiple: 16, ..Options::default() };
+    for storage in [Storage::Bf16, Storage::Nf4 { block: 64, double: true }] {
+        for (options, first, then, kept) in [
+            (Options::default(), &[O][..], &[&[Q, K, V, Gate, Up, Down][..]][..], 0),
+            (Options::default(), &[Down], &[&[O], &[Gate, Up], &[Q, K, V]], 0),
+            // The gradients of the first adapters, 256 KiB, share a buffer that stays when they move; so do A and B beside packed
+            // weights.
+            (tight, &[K], &[&[O, V, Down], &[Q, Gate, Up]], 4 << 20),
+        ] {
+            let (early, late) = (decoder(storage, options), late(storage, options, first, then));
+            let more = late.model_bytes() - early.model_bytes();
+            assert!(more <= 36 * kept, "{storage:?} {first:?}: {more} bytes more");
+            assert_eq!(late.account(&[0]).gradients, early.account(&[0]).gradients);
+            assert_eq!(late.account(&[0]).states, early.account(&[0]).states);
+            let plan = StepPlan::new(36, 1, 0, 2048, 512);
+            assert_eq!(late.needed(&batch(), &plan).unwrap(), early.needed(&batch(), &plan).unwrap());
+            let names = |decoder: &Decoder| {
+                decoder.active().into_iter().map(|i| decoder.trainables()[i].name.clone()).collect::<Vec<_>>()
+            };
+            assert_eq!(names(&late), names(&early));
+        }
+    }
+    // What has an adapter, trains itself or is no linear layer takes none.
+    let adapter = AdapterSpec { rank: 4, scale: 1.0, dropout: 0.0, dropout_stream: 0, a: "a".into(), b: "b".into() };
+    let mut specs = adapted(&shape, Storage::Bf16);
+    specs[4].treatment = Treatment::Train;
+    let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, Options::default()).unwrap().finish();
+    for (slot, expected) in [
+        ((Some(0), K), "expected a frozen weight without an adapter"),
+        ((Some(0), Q), "expected a frozen weight without an adapter"),
+        ((Some(0), Role::InputNorm), "expected a linear layer"),
+        ((None, Role::Head), "expected a linear layer"),
+        ((Some(36), Q), "expected a weight of this model"),
+    ] {
+        let before = (decoder.model_bytes(), decoder.trainables().len());
+        let error = decoder.adapt(&[(slot, adapter.clone())]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!((decoder.model_bytes(), decoder.trainables().len()), before);
+    }
+}

@@ -17,6 +17,7 @@ mod limits;
 mod model;
 mod moments;
 mod ops;
+mod picks;
 mod products;
 mod work;
 
@@ -55,6 +56,7 @@ fn main() {
             model::check(&context, &mut report);
             moments::check(&context, &mut report);
             lean::check(&context, &mut report);
+            picks::check(&context, &mut report);
             println!("{} checks, {} failed", report.done, report.failed.len());
             for failure in &report.failed {
                 println!("FAILED {failure}");

@@ -24,6 +24,8 @@ pub(super) enum Method {
     Full,
     Spectrum,
     Qlora,
+    /// Adapters, and some weights that train whole beside them.
+    Mixed,
 }
 
 pub(super) struct Case {
@@ -65,7 +67,7 @@ pub(super) fn shape(
     }
 }
 
-fn slots(case: &Case) -> Vec<(Slot, String)> {
+pub(super) fn slots(case: &Case) -> Vec<(Slot, String)> {
     use Role::*;
     let mut list = vec![(None, Embedding)];
     for block in 0..case.shape.blocks {
@@ -98,10 +100,11 @@ fn is_linear(role: Role) -> bool {
     matches!(role, Role::Q | Role::K | Role::V | Role::O | Role::Gate | Role::Up | Role::Down)
 }
 
-fn treatment(case: &Case, slot: Slot, name: &str) -> Treatment {
+pub(super) fn treatment(case: &Case, slot: Slot, name: &str) -> Treatment {
     match case.method {
         Method::Full => Treatment::Train,
-        Method::Lora | Method::Qlora if is_linear(slot.1) => Treatment::Adapt(AdapterSpec {
+        Method::Mixed if slot.0 > Some(0) && matches!(slot.1, Role::Q | Role::Up) => Treatment::Train,
+        Method::Lora | Method::Qlora | Method::Mixed if is_linear(slot.1) => Treatment::Adapt(AdapterSpec {
             rank: case.rank,
             scale: SCALE,
             dropout: case.dropout,
@@ -148,13 +151,29 @@ pub(super) fn values(case: &Case) -> Values {
 }
 
 pub(super) fn on_card(context: &Context, case: &Case, values: &Values) -> CudaDecoder {
+    on_card_with(context, case, values, |_| true)
+}
+
+/// The same with adapters at some weights only.
+pub(super) fn on_card_with(
+    context: &Context,
+    case: &Case,
+    values: &Values,
+    adapted: impl Fn(Slot) -> bool,
+) -> CudaDecoder {
     let storage = |slot: Slot| match case.method {
         Method::Qlora if is_linear(slot.1) => Storage::Nf4 { block: case.nf4.0, double: case.nf4.1 },
         _ => Storage::F32,
     };
     let specs: Vec<TensorSpec> = slots(case)
         .into_iter()
-        .map(|(slot, name)| TensorSpec { slot, treatment: treatment(case, slot, &name), storage: storage(slot), name })
+        .map(|(slot, name)| {
+            let treatment = match treatment(case, slot, &name) {
+                Treatment::Adapt(_) if !adapted(slot) => Treatment::Frozen,
+                treatment => treatment,
+            };
+            TensorSpec { slot, treatment, storage: storage(slot), name }
+        })
         .collect();
     let mut builder = Builder::new(context, &case.shape, &specs, case.options).unwrap();
     for spec in &specs {
@@ -179,7 +198,7 @@ fn four_bits(w: &[f32], block: usize) -> Vec<f32> {
         .collect()
 }
 
-fn on_cpu(case: &Case, values: &Values) -> Decoder {
+pub(super) fn on_cpu(case: &Case, values: &Values) -> Decoder {
     let param = |slot: Slot| {
         let name = format!("{}.{:?}", slot.0.map_or("model".into(), |b: usize| b.to_string()), slot.1);
         let (rows, cols, numbers) = values[&name].clone();

@@ -24,6 +24,8 @@ use super::nf4;
 use super::ops::{self, Mask};
 use super::packed::Packed;
 use super::profile::Kind;
+use super::slab::Slab;
+use super::spec::{AdapterSpec, Options};
 use super::trainable::Grad;
 use crate::error::Result;
 
@@ -61,7 +63,76 @@ pub(crate) struct Dropping {
     pub first_row: usize,
 }
 
+/// Ranks of a group are padded to a multiple of this, a tile of the products.
+const RANK_PAD: usize = 64;
+
+/// The columns that so many ranks of a group take.
+pub(crate) fn padded(ranks: usize, options: &Options) -> usize {
+    // None stay none.
+    ranks.next_multiple_of(match options.rank_multiple {
+        0 => RANK_PAD,
+        multiple => multiple.next_multiple_of(8),
+    })
+}
+
+/// Where a group's weights stand with the adapters around them; the fields are those of [`Group`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub weight: Option<View<bf16>>,
+    pub a: Option<View<bf16>>,
+    pub b: Option<View<bf16>>,
+}
+
+impl Standing {
+    /// Memory for it: weights if they are not `assembled` for each product, and zeros around them.
+    pub fn take(slab: &mut Slab, [outputs, inputs, rank]: [usize; 3], assembled: bool) -> Result<Self> {
+        let none = Self { weight: None, a: None, b: None };
+        Ok(match (assembled, rank) {
+            (false, 0) => Self { weight: Some(slab.take(outputs, inputs, 0)?), ..none },
+            (false, _) => Self { weight: Some(slab.zeros(outputs + rank, inputs, rank)?), ..none },
+            (true, 0) => none,
+            (true, _) => {
+                let a = slab.zeros::<bf16>(rank, inputs, rank)?;
+                let a = View::at(a.ptr(), rank, inputs + rank, inputs + rank);
+                Self { a: Some(a), b: Some(slab.zeros(outputs, rank, 0)?), ..none }
+            }
+        })
+    }
+
+    /// Queues zeros in the place of all adapters.
+    pub fn clear(&self, context: &Context, [outputs, inputs, rank]: [usize; 3]) -> Result<()> {
+        if let Some(weight) = self.weight {
+            context.fill_bytes(weight.slice_rows(0, outputs).slice_cols(inputs, rank), 0)?;
+            context.fill_bytes(weight.slice_rows(outputs, rank).slice_cols(0, inputs + rank), 0)?;
+        }
+        [self.a, self.b].into_iter().flatten().try_for_each(|view| context.fill_bytes(view, 0))
+    }
+
+    /// What products read of an adapter's A and B: its part's first row and rows, its own first rank and ranks.
+    pub fn adapter(
+        &self,
+        [outputs, inputs]: [usize; 2],
+        (row, rows): (usize, usize),
+        (at, rank): (usize, usize),
+    ) -> Option<[View<bf16>; 2]> {
+        let (a, b) = match (self.weight, self.a, self.b) {
+            (Some(weight), ..) => {
+                (weight.slice_rows(outputs + at, rank), weight.slice_rows(row, rows).slice_cols(inputs + at, rank))
+            }
+            (None, Some(a), Some(b)) => (a.slice_rows(at, rank), b.slice_rows(row, rows).slice_cols(at, rank)),
+            _ => return None,
+        };
+        Some([a.slice_cols(0, inputs), b])
+    }
+}
+
 impl PartAdapter {
+    /// The adapter of `spec` whose ranks begin at `at`, and whose B is the trainable `b`.
+    pub fn new(spec: &AdapterSpec, at: usize, b: usize) -> Self {
+        let dropout = (spec.dropout, spec.dropout_stream);
+        Self { rank: spec.rank, at, scale: spec.scale, dropout, b }
+    }
+
     fn mask(&self, dropping: Option<Dropping>) -> Option<Mask> {
         let (p, stream) = self.dropout;
         let Dropping { pass, first_row } = dropping.filter(|_| p > 0.0)?;
@@ -94,6 +165,10 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    pub fn standing(&self) -> Standing {
+        Standing { weight: self.weight, a: self.a, b: self.b }
+    }
+
     pub fn trains(&self) -> bool {
         self.parts.iter().any(|part| part.trained.is_some() || part.adapter.is_some() || part.bias.is_some())
     }

@@ -9,7 +9,7 @@ use super::block::{Block, Scale};
 use super::builder::{Place, unfit};
 use super::context::Context;
 use super::decoder::Table;
-use super::group::{Group, Part, PartAdapter};
+use super::group::{Group, Part, PartAdapter, Standing, padded};
 use super::locked::Locked;
 use super::memory::{Element, View};
 use super::nf4;
@@ -19,9 +19,6 @@ use super::spec::{ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatmen
 use super::trainable::{Grad, Trainable};
 use crate::error::{EngineError, Result, expect_shape};
 use crate::storage::dynamic8::SIGNED;
-
-/// Ranks of a group are padded to a multiple of this, a tile of the products.
-const RANK_PAD: usize = 64;
 
 /// A model that is being laid out.
 pub(super) struct Maker<'a> {
@@ -207,30 +204,12 @@ impl<'a> Maker<'a> {
             _ => 0,
         };
         let ranks: usize = specs.iter().map(|spec| rank_of(spec)).sum();
-        let rank = if ranks > 0 {
-            ranks.next_multiple_of(match self.options.rank_multiple {
-                0 => RANK_PAD,
-                multiple => multiple.next_multiple_of(8),
-            })
-        } else {
-            0
-        };
+        let rank = padded(ranks, &self.options);
         let packed = |spec: &TensorSpec| matches!(spec.storage, Storage::Nf4 { .. } | Storage::Int8);
         // One weight in 4 bits makes the whole group be put together for each product.
         let assembled = specs.iter().any(|spec| packed(spec));
-        let (weight, a, b) = match assembled {
-            false if rank > 0 => (Some(self.slab.zeros::<bf16>(outputs + rank, inputs, rank)?), None, None),
-            false => (Some(self.slab.take::<bf16>(outputs, inputs, 0)?), None, None),
-            true if rank > 0 => {
-                let a = self.slab.zeros::<bf16>(rank, inputs, rank)?;
-                (
-                    None,
-                    Some(View::at(a.ptr(), rank, inputs + rank, inputs + rank)),
-                    Some(self.slab.zeros(outputs, rank, 0)?),
-                )
-            }
-            true => (None, None, None),
-        };
+        let standing = Standing::take(&mut self.slab, [outputs, inputs, rank], assembled)?;
+        let Standing { weight, a, b } = standing;
         let a_grad = if ranks > 0 { Some(self.gradient::<f32>(ranks, inputs)?) } else { None };
         let has_bias = roles.iter().any(|(_, bias)| bias.is_some_and(|bias| self.has((block, bias))));
         let bias = if has_bias { Some(self.slab.zeros::<f32>(1, outputs, 0)?) } else { None };
@@ -265,26 +244,13 @@ impl<'a> Maker<'a> {
             }
             if let (Treatment::Adapt(adapter), Some(a_grad)) = (&spec.treatment, a_grad) {
                 let rank = adapter.rank;
-                let a_copy = match (weight, a) {
-                    (Some(weight), _) => weight.slice_rows(outputs + rank_at, rank).slice_cols(0, inputs),
-                    (None, Some(a)) => a.slice_rows(rank_at, rank).slice_cols(0, inputs),
-                    (None, None) => return Err(unfit(spec.slot, "room for an adapter", "none")),
-                };
-                let b_copy = match (weight, b) {
-                    (Some(weight), _) => weight.slice_rows(at, rows).slice_cols(inputs + rank_at, rank),
-                    (None, Some(b)) => b.slice_rows(at, rows).slice_cols(rank_at, rank),
-                    (None, None) => return Err(unfit(spec.slot, "room for an adapter", "none")),
-                };
+                let [a_copy, b_copy] = standing
+                    .adapter([outputs, inputs], (at, rows), (rank_at, rank))
+                    .ok_or_else(|| unfit(spec.slot, "room for an adapter", "none"))?;
                 let a_grad = a_grad.slice_rows(rank_at, rank);
                 self.adapter_matrix((&adapter.a, (spec.slot, 1)), a_copy, 1.0, Some(a_grad))?;
                 let b = self.adapter_matrix((&adapter.b, (spec.slot, 2)), b_copy, adapter.scale, None)?;
-                part.adapter = Some(PartAdapter {
-                    rank,
-                    at: rank_at,
-                    scale: adapter.scale,
-                    dropout: (adapter.dropout, adapter.dropout_stream),
-                    b,
-                });
+                part.adapter = Some(PartAdapter::new(adapter, rank_at, b));
                 rank_at += rank;
             }
             at += rows;
@@ -318,24 +284,9 @@ impl<'a> Maker<'a> {
             Some(grad) => grad,
             None => self.gradient(rows, cols)?,
         };
-        let master = Some(self.slab.zeros(rows, cols, 0)?);
-        Ok(self.push(Trainable {
-            name: name.into(),
-            rows,
-            cols,
-            master,
-            copy: Some(copy),
-            scale,
-            on_bf16_grid: false,
-            value_is_copy: false,
-            grad: Grad::Wide(grad),
-            in_window: self.window.is_some(),
-            moments: None,
-            updates: 0,
-            key,
-            trains: true,
-            own: None,
-        }))
+        let master = self.slab.zeros(rows, cols, 0)?;
+        let in_window = self.window.is_some();
+        Ok(self.push(Trainable { in_window, ..Trainable::of_adapter(name, key, copy, scale, [master, grad]) }))
     }
 }
 

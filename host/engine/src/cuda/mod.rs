@@ -45,6 +45,7 @@ mod locked;
 mod loss;
 mod observe;
 mod offload;
+mod regroup;
 mod retrain;
 mod staging;
 mod states;

@@ -132,7 +132,8 @@ impl Decoder {
         self.forget_plans()
     }
 
-    /// Lets adapters' matrices train or stop, by their names.
+    /// Lets adapters' matrices train or stop, by their names. What stops keeps its numbers, and memory for the next time: its
+    /// moments are zero then.
     ///
     /// # Errors
     /// When the device fails.
@@ -140,7 +141,8 @@ impl Decoder {
         for trainable in self.trainables.iter_mut().filter(|trainable| trainable.key.1 > 0) {
             let now = trains(&trainable.name);
             if trainable.trains && !now {
-                (trainable.moments, trainable.updates) = (None, 0);
+                trainable.updates = 0;
+                trainable.clear_moments(&self.context)?;
             }
             trainable.trains = now;
         }
@@ -155,25 +157,10 @@ impl Decoder {
     }
 
     /// What was planned and tabled for what trained before goes, and the activations' memory for what begins now.
-    fn forget_plans(&mut self) -> Result<()> {
+    pub(super) fn forget_plans(&mut self) -> Result<()> {
         (self.plan, self.room) = (None, None);
         self.optimizer.tables.clear();
         self.release_arena()
-    }
-
-    fn part_mut(&mut self, (block, role): Slot) -> Option<&mut super::group::Part> {
-        let block = self.blocks.get_mut(block?)?;
-        let (group, at) = match role {
-            Role::Q => (&mut block.qkv, 0),
-            Role::K => (&mut block.qkv, 1),
-            Role::V => (&mut block.qkv, 2),
-            Role::O => (&mut block.o, 0),
-            Role::Gate => (&mut block.gate_up, 0),
-            Role::Up => (&mut block.gate_up, 1),
-            Role::Down => (&mut block.down, 0),
-            _ => return None,
-        };
-        group.parts.get_mut(at)
     }
 
     /// Says where the passes look which trainable a weight is.

@@ -70,6 +70,23 @@ impl Slab {
         }
     }
 
+    /// Takes over what another has handed out.
+    pub fn join(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.buffers.extend(other.buffers.into_iter().chain(other.shared.map(|(buffer, _)| buffer)));
+    }
+
+    /// Frees a matrix with its room, once the work that was queued is done. One that shares a buffer stays as long as that.
+    pub fn give_back<T: Element>(&mut self, view: View<T>) {
+        let bytes = (view.rows() * view.stride() * size_of::<T>()).next_multiple_of(256);
+        // Buffers that are shared have another size than any matrix in them.
+        let is_its = |buffer: &Buffer| buffer.bytes() == bytes && buffer.view::<u8>(1, 1).ptr() == view.ptr();
+        if let Some(place) = self.buffers.iter().position(is_its) {
+            self.bytes -= bytes;
+            self.buffers.swap_remove(place);
+        }
+    }
+
     /// A matrix of zeros.
     ///
     /// # Errors

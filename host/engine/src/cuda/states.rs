@@ -8,14 +8,15 @@ use crate::error::{EngineError, Result, expect_shape};
 use crate::optim::{Moment, State};
 
 impl Decoder {
-    /// The states of everything that was updated, by name. A weight in bf16 that keeps an `f32` copy has it as its master.
+    /// The states of everything that trains and was updated, by name. A weight in bf16 that keeps an `f32` copy has it as its master.
     ///
     /// # Errors
     /// When the device fails.
     pub fn states(&self) -> Result<BTreeMap<String, State>> {
         let context = &self.context;
         let mut states = BTreeMap::new();
-        for trainable in &self.trainables {
+        // What stopped and may begin again has memory for moments, and none to tell of.
+        for trainable in self.trainables.iter().filter(|trainable| trainable.trains) {
             let (first, second) = match trainable.moments {
                 None => continue,
                 Some(Moments::Wide([first, second])) => {

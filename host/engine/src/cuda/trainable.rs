@@ -94,6 +94,33 @@ pub struct Trainable {
 }
 
 impl Trainable {
+    /// An adapter's matrix, of which products read `scale` times its numbers in `copy`; with its numbers and its gradient.
+    pub(crate) fn of_adapter(
+        name: &str,
+        key: (Slot, u8),
+        copy: View<bf16>,
+        scale: f32,
+        [master, grad]: [View<f32>; 2],
+    ) -> Self {
+        Self {
+            name: name.into(),
+            rows: copy.rows(),
+            cols: copy.cols(),
+            master: Some(master),
+            copy: Some(copy),
+            scale,
+            on_bf16_grid: false,
+            value_is_copy: false,
+            grad: Grad::Wide(grad),
+            in_window: false,
+            moments: None,
+            updates: 0,
+            key,
+            trains: true,
+            own: None,
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.rows * self.cols
@@ -169,6 +196,19 @@ impl Trainable {
         match self.grad {
             Grad::Wide(grad) => context.fill_bytes(grad, 0),
             Grad::Narrow(grad) => context.fill_bytes(grad, 0),
+        }
+    }
+
+    /// Queues setting its moments to zero, if it has any.
+    pub(crate) fn clear_moments(&self, context: &Context) -> Result<()> {
+        match self.moments {
+            None => Ok(()),
+            Some(Moments::Wide(moments)) => moments.into_iter().try_for_each(|moment| context.fill_bytes(moment, 0)),
+            Some(Moments::Bf16(moments)) => moments.into_iter().try_for_each(|moment| context.fill_bytes(moment, 0)),
+            Some(Moments::EightBit(codes, maxima)) => {
+                codes.into_iter().try_for_each(|codes| context.fill_bytes(codes, 0))?;
+                maxima.into_iter().try_for_each(|maxima| context.fill_bytes(maxima, 0))
+            }
         }
     }
 

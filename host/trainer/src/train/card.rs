@@ -96,7 +96,7 @@ impl Card {
     ) -> Result<Self> {
         let (frozen, _) = without_whole(plan);
         let mut card = Self::with(context, base, &frozen, seed, options, None, observer)?;
-        card.adopt(base, plan)?;
+        card.adopt(base, plan, seed)?;
         card.decoder.watch(true);
         Ok(card)
     }
@@ -143,9 +143,9 @@ impl Card {
             observer.on(&Event::Progress { unit: "tensors", done: i as u64 + 1, total });
         }
         // Behind all weights, since each of their copies is waited for.
-        let adapters = begin_adapters(&mut builder, base, plan, seed)?;
-        files.extend(adapters.into_iter().map(|(name, shape)| (name, (shape, Storage::F32))));
-        Ok(Self::of(builder, files, seed, options))
+        let mut card = Self::of(builder, files, seed, options);
+        card.note_adapters(begin_adapters(&card.decoder, base, plan, seed, |_| true)?);
+        Ok(card)
     }
 
     /// The model laid out and not loaded: enough to count its memory, on a card that is not there.
@@ -185,6 +185,11 @@ impl Card {
     /// Notes how a tensor that can train stands in files.
     pub(super) fn note_file(&mut self, name: &str, shape: Vec<usize>, storage: Storage) {
         self.files.insert(name.into(), (shape, storage));
+    }
+
+    /// Notes how adapters' matrices stand in files.
+    pub(super) fn note_adapters(&mut self, adapters: Vec<(String, Vec<usize>)>) {
+        self.files.extend(adapters.into_iter().map(|(name, shape)| (name, (shape, Storage::F32))));
     }
 
     /// How the optimiser updates.

@@ -2,7 +2,7 @@
 //! same in its place, packed as the plan keeps it.
 
 use liftplan_engine::cuda::nf4::Parts;
-use liftplan_engine::cuda::{Builder, Data, Slot};
+use liftplan_engine::cuda::{Builder, Data, Decoder, Slot};
 use liftplan_engine::storage::nf4::Scales;
 use liftplan_engine::{EngineError, Nf4, Nf4Options, Weight};
 use rayon::prelude::*;
@@ -63,18 +63,22 @@ pub(super) fn load_trained(builder: &mut Builder, file: &TensorFile, info: &Tens
     }
 }
 
-/// Gives the plan's adapters their first numbers, drawn on all cores by `seed` as on the processor; their names and shapes.
+/// Gives the plan's adapters that are `new` their first numbers, drawn on all cores by `seed` as on the processor; their names and
+/// shapes.
 pub(super) fn begin_adapters(
-    builder: &mut Builder,
+    decoder: &Decoder,
     base: &BaseModel,
     plan: &Plan,
     seed: u64,
+    new: impl Fn(&str) -> bool,
 ) -> Result<Vec<(String, Vec<usize>)>> {
     let tensors = base.inventory.tensors.iter().zip(&plan.entries).enumerate();
-    let adapted = tensors.filter_map(|(i, (info, entry))| match (&entry.treatment, info.shape.as_slice()) {
-        (Treatment::Adapt(adapter), &[out, input]) => Some(Ok((i as u32, info, [adapter.rank, out, input]))),
-        (Treatment::Adapt(_), _) => Some(Err(Error::internal(format!("`{}` is no matrix", info.name)))),
-        (Treatment::Frozen | Treatment::Train, _) => None,
+    let adapted = tensors.filter(|(_, (info, _))| new(&info.name)).filter_map(|(i, (info, entry))| {
+        match (&entry.treatment, info.shape.as_slice()) {
+            (Treatment::Adapt(adapter), &[out, input]) => Some(Ok((i as u32, info, [adapter.rank, out, input]))),
+            (Treatment::Adapt(_), _) => Some(Err(Error::internal(format!("`{}` is no matrix", info.name)))),
+            (Treatment::Frozen | Treatment::Train, _) => None,
+        }
     });
     let adapted = adapted.collect::<Result<Vec<_>>>()?;
     let initial = |&(i, _, [rank, _, input]): &(u32, &TensorInfo, [usize; 3])| initial_a(rank, input, seed, i);
@@ -85,8 +89,9 @@ pub(super) fn begin_adapters(
             let names = AdapterNames::of(&info.name);
             let b = vec![0.0; out * rank];
             for (name, shape, values) in [(names.a, vec![rank, input], a), (names.b, vec![out, rank], b)] {
-                let index = builder.trainable(&name).ok_or_else(|| missing(&name))?;
-                builder.set_trainable(index, &values).map_err(failed)?;
+                let matrix = decoder.trainables().iter().find(|trainable| trainable.name == name);
+                let matrix = matrix.ok_or_else(|| missing(&name))?;
+                matrix.set_value(decoder.context(), &values).map_err(failed)?;
                 begun.push((name, shape));
             }
         }

@@ -3,48 +3,48 @@
 //! In: the plan as it stands. Out: the same model, in which its weights train and no others. What once trained keeps its numbers,
 //! and is in checkpoints.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use liftplan_engine::EngineError;
 use liftplan_engine::cuda::{self, Slot};
 
 use super::AdapterNames;
 use super::build::read;
 use super::card::{Card, failed, memory_error};
-use super::card_specs::role;
+use super::card_load::begin_adapters;
+use super::card_specs::{adapter, check, role};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
 use crate::plan::{Entry, Plan, Storage, Treatment};
 use crate::{Error, Result};
 
 impl Card {
-    /// Whether the card can go on by this plan.
+    /// Whether the card can go on by `plan` from `before`.
     ///
     /// # Errors
     /// Names the first tensor with which it can't, and the way out.
-    pub fn can_follow(&self, base: &BaseModel, plan: &Plan) -> Result<()> {
-        for (info, entry) in base.inventory.tensors.iter().zip(&plan.entries) {
-            let begins = match &entry.treatment {
-                Treatment::Adapt(_) => {
-                    let a = AdapterNames::of(&info.name).a;
-                    !self.decoder().trainables().iter().any(|trainable| trainable.name == a)
-                }
-                Treatment::Frozen | Treatment::Train => false,
-            };
-            if begins {
+    pub fn can_follow(base: &BaseModel, before: &Plan, plan: &Plan) -> Result<()> {
+        check(base, plan)?;
+        for (old, new) in before.entries.iter().zip(&plan.entries) {
+            // What is not packed lies on the card in bf16, whatever it is called; what begins to train whole becomes that.
+            let plain = |entry: &Entry| entry.storage.can_train();
+            if new.treatment != Treatment::Train && old.storage != new.storage && !(plain(old) && plain(new)) {
                 return Err(Error::plan(format!(
-                    "`{}`: an adapter that begins at a pick does not run on a GPU yet",
-                    info.name
+                    "`{}`: a GPU keeps it as {} from its start on, and not as {} from a pick on",
+                    new.tensor, old.storage, new.storage
                 ))
-                .help("adapt it in the first plan, or set device to \"cpu\""));
+                .help("leave its storage as it is, or set device to \"cpu\""));
             }
         }
         Ok(())
     }
 
-    /// Makes what the plan trains whole something that can train, with the base model's numbers if it never did.
+    /// Makes what the plan trains whole something that can train, with the base model's numbers if it never did; and puts adapters
+    /// where the plan has some and the card has none, with the first numbers that `seed` draws for them on every device.
     ///
     /// # Errors
     /// When there is no memory, or a tensor can't be read.
-    pub fn adopt(&mut self, base: &BaseModel, plan: &Plan) -> Result<()> {
+    pub fn adopt(&mut self, base: &BaseModel, plan: &Plan, seed: u64) -> Result<()> {
         for (info, entry, slot) in trained(base, plan)? {
             let storage = if entry.storage == Storage::F32 { cuda::Storage::F32 } else { cuda::Storage::Bf16 };
             let adopted = self.decoder_mut().adopt(slot, &info.name, storage);
@@ -55,6 +55,23 @@ impl Card {
                 self.note_file(&info.name, info.shape.clone(), entry.storage);
             }
         }
+        let there: BTreeSet<&str> = self.decoder().trainables().iter().map(|matrix| matrix.name.as_str()).collect();
+        let mut begins = BTreeMap::new();
+        for (i, (info, entry)) in base.inventory.tensors.iter().zip(&plan.entries).enumerate() {
+            if let Treatment::Adapt(spec) = &entry.treatment
+                && !there.contains(AdapterNames::of(&info.name).a.as_str())
+            {
+                begins.insert(info.name.as_str(), (place(info)?, adapter(info, spec, i)?));
+            }
+        }
+        if begins.is_empty() {
+            return Ok(());
+        }
+        let adapters: Vec<_> = begins.values().cloned().collect();
+        let adapted = self.decoder_mut().adapt(&adapters);
+        adapted.map_err(|error| memory_error(error, "what is to be adapted", plan))?;
+        let begun = begin_adapters(self.decoder(), base, plan, seed, |name| begins.contains_key(name))?;
+        self.note_adapters(begun);
         Ok(())
     }
 
@@ -92,6 +109,11 @@ impl Card {
 fn trained<'a>(base: &'a BaseModel, plan: &'a Plan) -> Result<Vec<(&'a TensorInfo, &'a Entry, Slot)>> {
     let pairs = base.inventory.tensors.iter().zip(&plan.entries);
     let trained = pairs.filter(|(_, entry)| entry.treatment == Treatment::Train);
-    let unknown = |info: &TensorInfo| Error::internal(format!("`{}` has no place on the card", info.name));
-    trained.map(|(info, entry)| Ok((info, entry, (info.block, role(info).ok_or_else(|| unknown(info))?)))).collect()
+    trained.map(|(info, entry)| Ok((info, entry, place(info)?))).collect()
+}
+
+/// A tensor's place on the card.
+fn place(info: &TensorInfo) -> Result<Slot> {
+    let role = role(info).ok_or_else(|| Error::internal(format!("`{}` has no place on the card", info.name)))?;
+    Ok((info.block, role))
 }

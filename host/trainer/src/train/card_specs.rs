@@ -8,7 +8,7 @@ use super::card::CardOptions;
 use crate::model::BaseModel;
 use crate::model::inventory::{Inventory, Kind, TensorInfo};
 use crate::model::spec::ModelSpec;
-use crate::plan::{Plan, Storage, Treatment};
+use crate::plan::{AdapterSpec, Plan, Storage, Treatment};
 use crate::{Error, Result};
 
 /// Whether a GPU can do what the plan asks, wherever that is asked.
@@ -27,7 +27,6 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
             let entry = plan.entries.get(i).filter(|entry| entry.tensor == info.name).ok_or_else(|| {
                 Error::plan(format!("the plan has no entry {i} for `{}`: it was made for another model", info.name))
             })?;
-            let on_cpu = "or set device to \"cpu\"";
             let role = role(info).ok_or_else(|| {
                 Error::plan(format!("`{}`: a GPU knows no {} of this kind yet", info.name, info.role))
                     .help("set device to \"cpu\"")
@@ -35,15 +34,7 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
             let treatment = match &entry.treatment {
                 Treatment::Frozen => cuda::Treatment::Frozen,
                 Treatment::Train => cuda::Treatment::Train,
-                Treatment::Adapt(spec) if spec.dora => {
-                    return Err(Error::plan(format!("`{}`: DoRA does not run on a GPU yet", info.name))
-                        .help(format!("set policy.dora to false, {on_cpu}")));
-                }
-                Treatment::Adapt(spec) => {
-                    let AdapterNames { a, b, .. } = AdapterNames::of(&info.name);
-                    let (rank, scale, dropout) = (spec.rank, spec.scale() as f32, spec.dropout as f32);
-                    cuda::Treatment::Adapt(cuda::AdapterSpec { rank, scale, dropout, dropout_stream: i as u32, a, b })
-                }
+                Treatment::Adapt(spec) => cuda::Treatment::Adapt(adapter(info, spec, i)?),
             };
             let storage = match entry.storage {
                 Storage::F32 => cuda::Storage::F32,
@@ -56,6 +47,20 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
             Ok(TensorSpec { slot: (info.block, role), name: info.name.clone(), treatment, storage })
         })
         .collect()
+}
+
+/// An adapter beside the model's tensor number `index`.
+///
+/// # Errors
+/// When a GPU does not do it.
+pub(super) fn adapter(info: &TensorInfo, spec: &AdapterSpec, index: usize) -> Result<cuda::AdapterSpec> {
+    if spec.dora {
+        return Err(Error::plan(format!("`{}`: DoRA does not run on a GPU yet", info.name))
+            .help("set policy.dora to false, or set device to \"cpu\""));
+    }
+    let AdapterNames { a, b, .. } = AdapterNames::of(&info.name);
+    let (rank, scale, dropout) = (spec.rank, spec.scale() as f32, spec.dropout as f32);
+    Ok(cuda::AdapterSpec { rank, scale, dropout, dropout_stream: index as u32, a, b })
 }
 
 /// What holds for the whole model.
