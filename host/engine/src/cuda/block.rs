@@ -258,7 +258,9 @@ impl Block {
         let rest = arena.mark();
         let attended = self.attend(pass, arena, x, Some(mid), place, [keeps, all])?;
         arena.release_high(rest);
-        let normed = all.then(|| arena.low(x.rows(), x.cols(), self.gate_up.rank)).transpose()?;
+        // Normed rows are read again by gradients of weights alone.
+        let keeps_normed = all && self.gate_up.trains();
+        let normed = keeps_normed.then(|| arena.low(x.rows(), x.cols(), self.gate_up.rank)).transpose()?;
         self.feed_forward(pass, arena, mid, out, [gate_up, normed, low_down])?;
         arena.release_high(mark);
         let attended = (keeps || place.is_some()).then_some(attended);
@@ -337,7 +339,8 @@ impl Block {
             None => arena.high(tokens, x.cols(), 0)?,
         };
         let inner = arena.mark();
-        let normed = self.normed(pass, arena, all, x, self.input_norm, self.qkv.rank)?;
+        let keeps_normed = all && self.qkv.trains();
+        let normed = self.normed(pass, arena, keeps_normed, x, self.input_norm, self.qkv.rank)?;
         self.project_heads(pass, arena, normed, qkv)?;
         arena.release_high(inner);
         ops::rope(context, &self.heads(), rotated, qkv, pass.positions, pass.table)?;
@@ -348,7 +351,7 @@ impl Block {
         self.o.forward(context, weight, out, mid, Some(x))?;
         arena.release_high(inner);
         Ok(Attended {
-            normed: all.then_some(normed),
+            normed: keeps_normed.then_some(normed),
             qkv: place.is_none().then_some(qkv),
             rotated: (place.is_none() && (all || !products || in_place)).then_some(rotated),
             out,
