@@ -2,7 +2,7 @@
 //
 // Traffic, bytes an element: gradient 2 or 4, value 2 or 4 read and written (and a bf16 copy of 2 written for the
 // products), moments 8, 4 or 2 read and written, all in words of 16 bytes a lane where rows allow it. Measured, H100: 2.9
-// TB/s with f32 moments, 2.4 with bf16 ones, of 3.0 that a copy reaches; 1.4 with 8 bits, held up by their codes.
+// TB/s with f32 moments, 2.8 with bf16 ones, of 3.0 that a copy reaches; 1.4 with 8 bits, held up by their codes. The squares: 3.0.
 //
 // A block takes a chunk of 8192 elements of one tensor; `chunks` says which. A warp takes 256 elements at a time, eight
 // neighbours a lane, which is one block of the 8-bit moments.
@@ -117,8 +117,26 @@ static __device__ __forceinline__ uint2 packed8(const u32 (&x)[8]) {
 
 static __device__ __forceinline__ u64 gradient_of(const Tensor& t, u64 window) { return t.grad + (t.flags & 8 ? window : 0); }
 
+// A lane's `count` neighbours from `at` on, and zeros.
+static __device__ __forceinline__ Eight gradients(const Tensor& t, u64 gradient, u64 at, int count) {
+    Eight g;
+#pragma unroll
+    for (int i = 0; i < 8; i++) g.x[i] = 0.f;
+    if (t.flags & 1) {
+        const bf16* p = reinterpret_cast<const bf16*>(gradient) + at;
+        if (count == 8) g = load8(p); else EACH g.x[i] = f32_of(p[i]);
+    } else {
+        const float* p = reinterpret_cast<const float*>(gradient) + at;
+        if (count == 8) g = load8f(p); else EACH g.x[i] = p[i];
+    }
+    return g;
+}
+
+// Blocks at once on a multiprocessor: as many as there are registers for.
+#define BLOCKS (MOMENTS == 16 ? 4 : 3)
+
 // maps: 256 entries for the first moments, 256 for the second, 9 pairs of lines for each. Nothing changes once *stop is not zero.
-extern "C" __global__ void __launch_bounds__(256, 3) adamw(
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) adamw(
     const Tensor* tensors, const uint2* chunks, const float* maps, const float* grad_factor, u64 seed,
     u64 window, const u32* stop) {
     if (stop && *stop) return;
@@ -141,16 +159,9 @@ extern "C" __global__ void __launch_bounds__(256, 3) adamw(
         if (at - lane * 8 >= t.elements) break;
         int count = at >= t.elements ? 0 : (int)min((u64)8, t.elements - at);
         bool whole = count == 8;
-        Eight g, m, v, w;
+        Eight g = gradients(t, gradient, at, count), m, v, w;
 #pragma unroll
-        for (int i = 0; i < 8; i++) g.x[i] = m.x[i] = v.x[i] = w.x[i] = 0.f;
-        if (t.flags & 1) {
-            const bf16* p = reinterpret_cast<const bf16*>(gradient) + at;
-            if (whole) g = load8(p); else EACH g.x[i] = f32_of(p[i]);
-        } else {
-            const float* p = reinterpret_cast<const float*>(gradient) + at;
-            if (whole) g = load8f(p); else EACH g.x[i] = p[i];
-        }
+        for (int i = 0; i < 8; i++) m.x[i] = v.x[i] = w.x[i] = 0.f;
         // Tensors have fewer than 2³² elements, and division of 32 bits is far cheaper.
         u32 row = count ? (u32)at / t.cols : 0;
         bf16* copy = t.copy ? reinterpret_cast<bf16*>(t.copy) : nullptr;
@@ -300,10 +311,13 @@ extern "C" __global__ void __launch_bounds__(256) grad_squares(
     const Tensor& t = tensors[chunk.x];
     u64 gradient = gradient_of(t, window);
     float sum = 0.f;
-    walk(t, chunk, [&](u64 at) {
-        float g = gradient_at(t, gradient, at);
-        sum += g * g;
-    });
+#pragma unroll
+    for (int part = 0; part < 4; part++) {
+        u64 at = (u64)chunk.y * 8192 + part * 2048 + threadIdx.x * 8;
+        Eight g = gradients(t, gradient, at, at >= t.elements ? 0 : (int)min((u64)8, t.elements - at));
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum += g.x[i] * g.x[i];
+    }
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
         sums[blockIdx.x] = sum;

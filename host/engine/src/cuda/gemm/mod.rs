@@ -17,7 +17,7 @@ use half::bf16;
 use self::plan::{Class, Key, Planned, described, lt, proposals};
 use super::context::{Context, check};
 use super::memory::{Element, View};
-use super::tuning::Choices;
+use super::tuning::{Choices, fastest};
 use crate::error::Result;
 
 /// Which of the factors is transposed.
@@ -59,7 +59,7 @@ unsafe impl Send for Gemm {}
 /// Scratch memory of the products: what cuBLAS recommends for Hopper.
 pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 /// From which work on algorithms are compared: some 20 µs, by operations or by traffic. Texts of unlike length bring new classes
-/// of shapes for a while, and comparing costs 48 products.
+/// of shapes for a while, and comparing costs 40 products or more.
 const TUNED_FROM_FLOP: f64 = 1.5e10;
 const TUNED_FROM_BYTES: usize = 64_000_000;
 
@@ -197,7 +197,8 @@ pub fn multiply<T: Output>(
         let large = flop > TUNED_FROM_FLOP || moved > TUNED_FROM_BYTES;
         let mut chosen = None;
         if !class.tuned && repeatable && large && class.algorithms.len() > 1 {
-            class.chosen = fastest(context, &class.algorithms, |algorithm| run(planned, algorithm))?;
+            let seconds = (flop / 7e14).max(moved as f64 / 3e12);
+            class.chosen = fastest(context, &class.algorithms, seconds, |algorithm| run(planned, algorithm))?;
             class.tuned = true;
             chosen = Some(class.chosen);
         }
@@ -208,23 +209,4 @@ pub fn multiply<T: Output>(
         }
         Ok(())
     })
-}
-
-/// Which of several ways of doing the same takes the least time, in the best of three turns.
-fn fastest<W>(context: &Context, ways: &[W], run: impl Fn(&W) -> Result<()>) -> Result<usize> {
-    let mut best = vec![f64::INFINITY; ways.len()];
-    for _ in 0..3 {
-        for (way, best) in ways.iter().zip(&mut best) {
-            context.synchronize()?;
-            let started = std::time::Instant::now();
-            // A way that fails is none.
-            if run(way).and_then(|()| run(way)).is_err() {
-                continue;
-            }
-            context.synchronize()?;
-            *best = best.min(started.elapsed().as_secs_f64());
-        }
-    }
-    let fastest = best.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
-    Ok(fastest.map_or(0, |(way, _)| way))
 }
