@@ -6,6 +6,7 @@
 mod build;
 mod command;
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use liftplan::Result;
@@ -253,6 +254,27 @@ fn what_a_library_prints_is_for_its_author_and_it_cannot_read_what_the_user_type
     let (plan, notes) = plan_with(allowed(hostile(&[harm])).unwrap(), json!({}), &limits());
     plan.unwrap();
     assert_eq!(notes, ["read -1"]);
+}
+
+/// On a machine with more to do than it has cores, where threads and processes wait wherever they are.
+#[test]
+fn what_was_printed_is_there_when_the_call_is_over_however_busy_the_machine_is() {
+    let talks = allowed(hostile(&["HARM=printf(\"one\\n\"); printf(\"two\\n\"); fflush(stdout)"])).unwrap();
+    let falls = allowed(hostile(&["HARM=fputs(\"going down\\n\", stderr); abort()"])).unwrap();
+    let limits = Limits { seconds: 60.0, ..limits() };
+    let missed = || -> Vec<String> {
+        let (plan, notes) = plan_with(talks.clone(), json!({}), &limits);
+        let error = plan_with(falls.clone(), json!({}), &limits).0.unwrap_err().to_string();
+        let said = plan.is_ok() && notes == ["one", "two"];
+        let last_words = error.contains("it printed: going down");
+        [(!said).then(|| format!("{notes:?}")), (!last_words).then_some(error)].into_iter().flatten().collect()
+    };
+    let missed: Vec<String> = thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..16).map(|_| scope.spawn(|| (0..10).flat_map(|_| missed()).collect::<Vec<_>>())).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(missed.is_empty(), "{} of 320 times: {missed:#?}", missed.len());
 }
 
 #[test]

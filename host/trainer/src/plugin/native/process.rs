@@ -2,11 +2,11 @@
 //! does.
 
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,9 +36,7 @@ pub(super) struct Process {
     child: Child,
     input: Option<mpsc::Sender<Message>>,
     messages: mpsc::Receiver<io::Result<Message>>,
-    printed: Arc<Mutex<Vec<u8>>>,
-    loud: Arc<AtomicBool>,
-    listener: Option<thread::JoinHandle<()>>,
+    printed: Printed,
     /// Time spent waiting for the plugin so far.
     pub waited: Duration,
 }
@@ -61,7 +59,7 @@ impl Process {
         // A plugin that doesn't read must not keep the host from looking at the clock.
         thread::spawn(move || while to_write.recv().is_ok_and(|message| message.write(&mut stdin).is_ok()) {});
         let mut output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let mut errors = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let printed = Printed::new(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?, printed_bytes)?;
         let (sender, messages) = mpsc::sync_channel(4);
         thread::spawn(move || {
             // Ends with the process, whose death closes the pipe, or when nobody listens any more.
@@ -72,29 +70,7 @@ impl Process {
                 }
             }
         });
-        let (printed, loud) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (kept, over) = (printed.clone(), loud.clone());
-        let listener = thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = errors.read(&mut buffer) {
-                let Ok(mut kept) = kept.lock() else { break };
-                let room = printed_bytes - kept.len();
-                kept.extend_from_slice(&buffer[..count.min(room)]);
-                if count > room {
-                    over.store(true, Ordering::Relaxed);
-                    break;
-                }
-            }
-        });
-        Ok(Self {
-            child,
-            input: Some(input),
-            messages,
-            printed,
-            loud,
-            listener: Some(listener),
-            waited: Duration::ZERO,
-        })
+        Ok(Self { child, input: Some(input), messages, printed, waited: Duration::ZERO })
     }
 
     /// Sends a message. If the process is gone or doesn't read, that shows when it is listened to.
@@ -115,7 +91,7 @@ impl Process {
             let heard = self.messages.recv_timeout(left.min(TICK));
             match heard {
                 Ok(Ok(message)) => break Heard::Message(message),
-                _ if self.loud.load(Ordering::Relaxed) => break Heard::Loud,
+                _ if self.printed.is_too_much() => break Heard::Loud,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => break Heard::End,
                 Ok(Err(_)) => break Heard::Nonsense,
                 Err(mpsc::RecvTimeoutError::Disconnected) => break Heard::End,
@@ -141,14 +117,10 @@ impl Process {
         status
     }
 
-    /// What it printed so far, or all of it once it has ended.
+    /// What it printed before it sent what was heard last, and perhaps more.
     pub fn printed(&mut self) -> String {
-        if let Some(listener) = self.listener.take_if(|listener| listener.is_finished()) {
-            // It can't have panicked, and would have nothing to say if it had.
-            let _ = listener.join();
-        }
-        let printed = self.printed.lock().map(|printed| printed.clone()).unwrap_or_default();
-        String::from_utf8_lossy(&printed).into_owned()
+        self.printed.collect();
+        String::from_utf8_lossy(&self.printed.text).into_owned()
     }
 
     /// Kills the process and its group.
@@ -161,6 +133,50 @@ impl Process {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// What the process prints. It is taken out of the pipe by who asks for it, and not by a thread that may come to it late: all that
+/// was printed before a message was sent is in the pipe when the message is heard.
+struct Printed {
+    pipe: ChildStderr,
+    text: Vec<u8>,
+    /// Most bytes of it.
+    limit: usize,
+    /// Whether there was more.
+    over: bool,
+}
+
+impl Printed {
+    fn new(pipe: ChildStderr, limit: usize) -> io::Result<Self> {
+        // Of the reading end alone: the process writes as before.
+        // SAFETY: sets a flag of a descriptor that this struct owns; takes numbers only.
+        if unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { pipe, text: Vec::new(), limit, over: false })
+    }
+
+    /// Takes what is in the pipe, without waiting for more.
+    fn collect(&mut self) {
+        let mut buffer = [0; 4096];
+        while !self.over {
+            match self.pipe.read(&mut buffer) {
+                Ok(count @ 1..) => {
+                    let room = self.limit - self.text.len();
+                    self.text.extend_from_slice(&buffer[..count.min(room)]);
+                    self.over = count > room;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Closed, or empty for now.
+                Ok(0) | Err(_) => break,
+            }
+        }
+    }
+
+    fn is_too_much(&mut self) -> bool {
+        self.collect();
+        self.over
     }
 }
 
