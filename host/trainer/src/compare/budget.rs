@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::grid::Planned;
+use super::planning::Planned;
 use super::site::Site;
 use super::stats;
 use crate::config::{Config, Length, bytes};

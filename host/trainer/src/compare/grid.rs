@@ -1,20 +1,21 @@
-//! The stages of a comparison: plans, controls, runs, the choice of learning rates, the test.
+//! The stages of a comparison: plans and controls ([`super::planning`]), runs, the choice of learning rates, the test.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
-use super::agreement::is_selection;
 use super::budget;
-use super::config::{Method, control_name};
-use super::job::{Judgement, PlanCost, Split};
+use super::config::Method;
+use super::job::{Judgement, Split};
+use super::meter::Meter;
+use super::planning::{self, Selection};
 use super::site::Site;
 use super::store::{Cell, Failure};
 use super::{queue, stats};
+use crate::Result;
 use crate::config::{Config, PolicyConfig};
 use crate::plan::{self, Plan};
 use crate::report::metrics::Record;
-use crate::report::{CellProgress, Event, Observer, Summary, metrics};
-use crate::{Result, policy};
+use crate::report::{Observer, Summary, metrics};
 
 /// Everything that a comparison has found.
 pub struct Results {
@@ -31,7 +32,7 @@ pub struct MethodResults {
     /// The method.
     pub method: Method,
     /// What its plan costs to make; none for a control, which costs nothing.
-    pub cost: Option<std::result::Result<PlanCost, Failure>>,
+    pub cost: Option<std::result::Result<Selection, Failure>>,
     /// Its runs: learning rates in their order, and of each the seeds.
     pub runs: Vec<Run>,
     /// The learning rate that was chosen, as a position among the method's.
@@ -114,45 +115,6 @@ impl MethodResults {
     }
 }
 
-/// A method, and what making its plan took; none for a control.
-pub(super) type Planned = (Method, Option<std::result::Result<PlanCost, Failure>>);
-
-/// A line of the progress: what goes on, how far it is, and the best so far.
-struct Meter<'a> {
-    observer: &'a mut dyn Observer,
-    site: &'a Site<'a>,
-    done: u64,
-    total: u64,
-    /// Seconds of cells, and cells done, when this stage began.
-    stage: (f64, u64),
-    best: Option<(f64, String)>,
-}
-
-impl Meter<'_> {
-    /// Time left is reckoned from what the stage's cells took, in this process or an earlier one.
-    fn begin_stage(&mut self) {
-        self.stage = (self.site.cell_seconds(), self.done);
-    }
-
-    /// Notes a score of the method's, which may be the best so far.
-    fn scored(&mut self, score: f64, method: &str) {
-        let better = self.site.comparison.score.better;
-        if self.best.as_ref().is_none_or(|(best, _)| better.is(score, *best)) {
-            self.best = Some((score, format!("{score:.4} by {method}")));
-        }
-    }
-
-    fn tell(&mut self, doing: &str, ended: Option<&str>) {
-        let (seconds, done) = (self.site.cell_seconds() - self.stage.0, self.done - self.stage.1);
-        let remaining = self.total - self.done;
-        let at_once = (self.site.comparison.jobs as u64).clamp(1, remaining.max(1));
-        let left = (done > 0 && remaining > 0).then(|| seconds / done as f64 * remaining as f64 / at_once as f64);
-        let best = self.best.as_ref().map(|(_, words)| words.as_str());
-        let progress = CellProgress { done: self.done, total: self.total, doing, ended, left_s: left, best };
-        self.observer.on(&Event::Cell(&progress));
-    }
-}
-
 /// Runs all stages.
 ///
 /// # Errors
@@ -160,22 +122,7 @@ impl Meter<'_> {
 pub fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Results> {
     let comparison = site.comparison;
     let (jobs, stop) = (comparison.jobs, &site.options.stop);
-    let first_seed = comparison.seeds.first().copied().unwrap_or(0);
-
-    observer.on(&Event::Phase("measuring what planning costs"));
-    let plan = |method: &Method| site.plan(method, &method.run(method.config.optimizer.lr, first_seed));
-    let mut planned = queue::run(&comparison.methods, 1, stop, plan, |_, _| {})?.into_iter();
-    let mut methods: Vec<Planned> = Vec::new();
-    for method in &comparison.methods {
-        let Some((cell, cost)) = planned.next() else { break };
-        let control = match &cost {
-            Ok(_) if comparison.controls => control(site, method, &cell)?,
-            _ => None,
-        };
-        methods.push((method.clone(), Some(cost)));
-        methods.extend(control.map(|control| (control, None)));
-    }
-
+    let mut methods = planning::run(site, observer)?;
     let lengths = budget::lengths(site, &mut methods, observer)?;
     let mut wanted: Vec<(usize, f64, u64)> = Vec::new();
     for (i, (method, cost)) in methods.iter().enumerate() {
@@ -185,9 +132,7 @@ pub fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Results> {
         }
     }
     let tests = methods.iter().filter(|(_, cost)| !matches!(cost, Some(Err(_)))).count() * comparison.seeds.len() + 1;
-    let mut meter =
-        Meter { observer, done: 0, total: (wanted.len() + tests) as u64, stage: (0.0, 0), best: None, site };
-    meter.begin_stage();
+    let mut meter = Meter::new(site, observer, (wanted.len() + tests) as u64);
 
     let name = |&(i, lr, seed): &(usize, f64, u64)| format!("{}, lr {lr}, seed {seed}", methods[i].0.name);
     let train = |item: &(usize, f64, u64)| -> Result<Run> {
@@ -253,7 +198,7 @@ fn test(
         None => {
             let method = &results[0].method;
             let seed = comparison.seeds.first().copied().unwrap_or(0);
-            let config = untouched(&method.run(method.config.optimizer.lr, seed));
+            let config = untouched(&method.run(method.config.optimizer.lr, seed))?;
             site.judge(None, "untouched model", &config, Split::Test, true)
         }
         Some((i, j)) => {
@@ -291,13 +236,14 @@ fn test(
     base.ok_or_else(|| crate::Error::internal("the untouched model was not judged"))
 }
 
-/// The configuration for judging the untouched model: its policy and optimizer mean nothing there, and are the same
-/// whichever method comes first.
-fn untouched(config: &Config) -> Config {
-    let mut config = config.clone();
-    config.policy = PolicyConfig { name: "lora".into(), plugin: None, project: None, settings: Map::new() };
-    config.optimizer.lr = 1e-4;
-    config
+/// The configuration for judging the untouched model: how methods train means nothing there, and is the same whichever method
+/// comes first.
+fn untouched(config: &Config) -> Result<Config> {
+    let policy = PolicyConfig { name: "lora".into(), plugin: None, project: None, settings: Map::new() };
+    let mut judged =
+        Config { policy, ..config.clone() }.with_defaults(&["optimizer", "schedule", "storage", "train"])?;
+    judged.train.micro_batch_tokens = config.train.micro_batch_tokens;
+    Ok(judged)
 }
 
 fn train(site: &Site<'_>, name: &str, lr: f64, seed: u64, config: Config, validate: bool) -> Result<Run> {
@@ -363,22 +309,4 @@ fn choose(result: &MethodResults, site: &Site<'_>) -> Option<usize> {
         }
     }
     best.map(|(i, _)| i)
-}
-
-/// The random counterpart of a method that chooses among layers.
-fn control(site: &Site<'_>, method: &Method, cell: &Cell) -> Result<Option<Method>> {
-    let file = cell.dir.join("plan.json");
-    let plan = plan::file::read(&file)?;
-    if method.config.policy.name == policy::CONTROL || !is_selection(&plan, &site.base.inventory) {
-        return Ok(None);
-    }
-    let settings = Map::from_iter([("like".to_string(), Value::String(file.display().to_string()))]);
-    let mut config = method.config.clone();
-    config.policy = PolicyConfig { name: policy::CONTROL.into(), plugin: None, project: None, settings };
-    Ok(Some(Method {
-        name: control_name(&method.name),
-        config,
-        learning_rates: method.learning_rates.clone(),
-        control_of: Some(method.name.clone()),
-    }))
 }

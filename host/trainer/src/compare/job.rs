@@ -20,7 +20,7 @@ use crate::export;
 use crate::files::{output_error, write_atomically};
 use crate::model::{self, BaseModel};
 use crate::plan::{self, Treatment};
-use crate::report::{Event, Observer, process};
+use crate::report::{Event, Observer, process, text};
 use crate::train::{self, Model, Reopened, open_model, reopen};
 use crate::{Error, Result, policy};
 
@@ -83,6 +83,14 @@ pub struct PlanCost {
     pub memory_bytes: Option<u64>,
     /// The plan's hash.
     pub plan_hash: String,
+}
+
+impl PlanCost {
+    /// Time, and memory where it was measured.
+    pub fn in_words(&self) -> String {
+        let held = self.memory_bytes.map_or(String::new(), |bytes| format!(", {}", text::memory(bytes)));
+        format!("{}{held}", text::duration(self.seconds))
+    }
 }
 
 /// What came of judging.

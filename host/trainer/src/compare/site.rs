@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::Options;
 use super::child::{Child, End};
-use super::config::{Comparison, Method};
+use super::config::Comparison;
 use super::job::{Job, JudgeJob, Judgement, PlanCost, Split};
 use super::queue::stopped;
 use super::store::{Cell, Ended, Failure, Inputs, Store};
@@ -83,18 +83,35 @@ impl<'a> Site<'a> {
     /// # Errors
     /// When one can't be read.
     pub fn policy_files(&self, config: &Config) -> Result<BTreeMap<String, String>> {
-        let written = serde_json::to_value(&config.policy).unwrap_or_default();
         let mut files = BTreeMap::new();
-        for (key, value) in written.as_object().into_iter().flatten() {
-            let Some(path) = value.as_str().map(Path::new).filter(|path| path.is_file()) else { continue };
-            files.insert(format!("policy.{key}"), self.store.file_hash(path)?);
-        }
+        self.files_in("policy", &serde_json::to_value(&config.policy).unwrap_or_default(), &mut files)?;
         // A plugin that is called by its name, and not by its file.
         if config.policy.plugin.is_none() && policy::find(&config.policy.name).is_err() {
             let hash = policy::open(config)?.plugin_sha256().map(str::to_string);
             files.extend(hash.map(|hash| ("policy.plugin".to_string(), hash)));
         }
         Ok(files)
+    }
+
+    /// Adds the files that the setting at `path` names, or one inside it.
+    fn files_in(&self, path: &str, setting: &Value, files: &mut BTreeMap<String, String>) -> Result<()> {
+        match setting {
+            Value::String(file) if Path::new(file).is_file() => {
+                files.insert(path.to_string(), self.store.file_hash(Path::new(file))?);
+            }
+            Value::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    self.files_in(&format!("{path}.{i}"), item, files)?;
+                }
+            }
+            Value::Object(settings) => {
+                for (key, setting) in settings {
+                    self.files_in(&format!("{path}.{key}"), setting, files)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Runs a child in the cell's directory, unless it has ended before.
@@ -161,27 +178,42 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Makes the method's plan alone and measures what that takes, without any cache.
-    pub fn plan(&self, method: &Method, config: &Config) -> Result<(Cell, Result<PlanCost, Failure>)> {
-        let config = without_test(config);
-        let cell = self.store.cell(&format!("plan {}", method.name), self.inputs("plan", &config, Value::Null)?);
+    /// The configuration as a run has it: without the test data, and with no more of a GPU's memory than the budget is.
+    pub fn as_run(&self, config: &Config) -> Config {
+        let mut config = without_test(config);
+        if let Some(limit) = self.comparison.budget.memory_bytes.filter(|_| uses_gpu(&config)) {
+            // A card of that size, as far as the run can tell; what it cannot have it refuses before it loads anything.
+            config.vram = Some(Bytes(config.vram.map_or(limit, |vram| vram.0.min(limit))));
+        }
+        config
+    }
+
+    /// The place of the planning for a run with this configuration, whatever the method's name.
+    ///
+    /// # Errors
+    /// When a file that it is made from can't be read.
+    pub fn planning_cell(&self, config: &Config) -> Result<Cell> {
+        let of_file = config.policy.plugin.as_ref().and_then(|file| file.file_stem());
+        let policy = of_file.map_or_else(|| config.policy.name.clone(), |stem| stem.to_string_lossy().into_owned());
+        Ok(self.store.cell(&format!("plan {policy}"), self.inputs("plan", config, Value::Null)?))
+    }
+
+    /// Makes a plan alone and measures what that takes, without any cache.
+    ///
+    /// # Errors
+    /// When something fails that is not the planning, or the user stops it.
+    pub fn plan(&self, cell: &Cell, config: &Config) -> Result<Result<PlanCost, Failure>> {
         let [file, plan, result] = ["config.toml", "plan.json", "cost.json"].map(|name| cell.dir.join(name));
-        write_config(&config, &cell.dir, &file)?;
-        let cost = self.job(&cell, &Job::Plan { config: file, plan, result: result.clone() }, &result, false)?;
-        Ok((cell, cost))
+        write_config(config, &cell.dir, &file)?;
+        self.job(cell, &Job::Plan { config: file, plan, result: result.clone() }, &result, false)
     }
 
     /// Trains. The test data are not among what the process is told of. What was interrupted goes on from its
     /// checkpoint.
     pub fn train(&self, kind: &str, name: &str, config: &Config) -> Result<(Cell, Result<(), Failure>)> {
-        let mut config = without_test(config);
+        let config = self.as_run(config);
         let limit = self.comparison.budget.memory_bytes;
         let on_gpu = uses_gpu(&config);
-        if let (Some(limit), true) = (limit, on_gpu) {
-            // A card of that size, as far as the run can tell; what it cannot have it refuses before it loads anything.
-            config.vram = Some(Bytes(config.vram.map_or(limit, |vram| vram.0.min(limit))));
-        }
-        let config = config;
         let cell = self.store.cell(name, self.inputs(kind, &config, json!({ "memory": limit }))?);
         let run = cell.dir.join("run");
         let ended = self.run_cell(&cell, || {

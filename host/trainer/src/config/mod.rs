@@ -373,6 +373,19 @@ impl Config {
             .map_err(|error| Error::internal(format!("the configuration cannot be written as TOML: {error}")))
     }
 
+    /// The same with these sections as if nobody had written them.
+    ///
+    /// # Errors
+    /// When the rest cannot do without them.
+    pub fn with_defaults(&self, sections: &[&str]) -> Result<Self> {
+        let broken = |error: &dyn std::fmt::Display| Error::internal(format!("the configuration: {error}"));
+        let mut table: toml::Table = self.to_toml()?.parse().map_err(|error| broken(&error))?;
+        table.retain(|section, _| !sections.contains(&section));
+        let text = toml::to_string(&table).map_err(|error| broken(&error))?;
+        let parsed = Self::parse(&text, &self.out.join("config.toml"), "the configuration", &[])?;
+        Ok(Self { places: self.places.clone(), ..parsed })
+    }
+
     /// Puts file and line in front of an error whose message begins with a setting's name in backquotes.
     pub fn locate(&self, error: Error) -> Error {
         self.places.locate(error)

@@ -33,6 +33,15 @@ fn defaults_are_filled_and_paths_are_seen_from_the_file() {
 }
 
 #[test]
+fn sections_can_be_set_back_to_their_defaults() {
+    let more = "[train]\nsteps = 20\n[optimizer]\nlr = 2e-4\n[storage]\nfrozen = \"nf4\"\n";
+    let config = parse(&with(more), &[]).unwrap();
+    let expected = parse(&with("[optimizer]\nlr = 2e-4\n"), &[]).unwrap();
+    assert_eq!(config.with_defaults(&["train", "storage", "schedule"]).unwrap(), expected);
+    assert_eq!(config.with_defaults(&[]).unwrap(), config);
+}
+
+#[test]
 fn what_was_resolved_loads_again_as_the_same() {
     let more = "[policy.ranks]\n\"model.layers.[0-3].*\" = 2\n[train]\nsteps = 20\nweights = \"bf16\"\nbf16_update = \"master\"\n\
         eval_every = 3\nearly_stopping = { patience = 2 }\n[schedule]\nname = \"wsd\"\nwarmup_ratio = 0.1\n\

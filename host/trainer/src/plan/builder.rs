@@ -127,6 +127,23 @@ impl<'a> PlanBuilder<'a> {
         }
     }
 
+    /// Treats the tensor as `entry` treats its own, at the same learning rates; what is frozen there is left alone. The storage is
+    /// this plan's own matter.
+    pub fn treat_like(&mut self, tensor: &str, entry: &Entry) -> Result<()> {
+        match &entry.treatment {
+            Treatment::Frozen => return Ok(()),
+            Treatment::Train => self.train(tensor)?,
+            Treatment::Adapt(adapter) => self.adapt(tensor, adapter.clone())?,
+        }
+        if entry.lr_scale != 1.0 {
+            self.lr_scale(tensor, entry.lr_scale)?;
+        }
+        if entry.lr_scale_b != 1.0 {
+            self.lr_scale_b(tensor, entry.lr_scale_b)?;
+        }
+        Ok(())
+    }
+
     /// Notes the tensor's score, for reports. It must be finite.
     pub fn score(&mut self, tensor: &str, score: f64) -> Result<()> {
         self.position(tensor)?;

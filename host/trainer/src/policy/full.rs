@@ -89,6 +89,10 @@ impl Policy for Full {
         resolved("full", &Settings::read(settings)?)
     }
 
+    fn heeds_storage(&self) -> bool {
+        false
+    }
+
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let settings = Settings::read(settings)?;
         let any = Eligible { test: &|_| true, what: "tensor" };

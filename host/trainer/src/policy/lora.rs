@@ -110,6 +110,10 @@ impl Policy for Lora {
         resolved("lora", &Settings::read(settings)?)
     }
 
+    fn heeds_storage(&self) -> bool {
+        false
+    }
+
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let settings = Settings::read(settings)?;
         let linear = Eligible { test: &|info| info.kind == Kind::Linear, what: "linear layer's weight" };

@@ -88,6 +88,10 @@ impl Policy for Mixed {
         true
     }
 
+    fn heeds_storage(&self) -> bool {
+        false
+    }
+
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let mut is_treated = vec![false; view.tensors().len()];
         for (index, part) in parts(settings)?.into_iter().enumerate() {
@@ -102,17 +106,7 @@ impl Policy for Mixed {
                     continue;
                 }
                 (*is_treated, has_effect) = (true, true);
-                match &entry.treatment {
-                    Treatment::Frozen => {}
-                    Treatment::Train => builder.train(&entry.tensor)?,
-                    Treatment::Adapt(adapter) => builder.adapt(&entry.tensor, adapter.clone())?,
-                }
-                if entry.lr_scale != 1.0 {
-                    builder.lr_scale(&entry.tensor, entry.lr_scale)?;
-                }
-                if entry.lr_scale_b != 1.0 {
-                    builder.lr_scale_b(&entry.tensor, entry.lr_scale_b)?;
-                }
+                builder.treat_like(&entry.tensor, entry)?;
             }
             for (tensor, score) in &plan.scores {
                 builder.score(tensor, *score)?;

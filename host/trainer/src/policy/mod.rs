@@ -47,6 +47,12 @@ pub trait Policy {
         false
     }
 
+    /// Whether its choice may depend on how weights are kept, or it says how: false only of a policy that never asks its builder
+    /// for a storage nor gives it one, and so makes the same choice over any.
+    fn heeds_storage(&self) -> bool {
+        true
+    }
+
     /// The SHA-256 of the plugin that it lives in, in hexadecimal; built-in policies have none.
     fn plugin_sha256(&self) -> Option<&str> {
         None
@@ -218,6 +224,30 @@ fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> 
     let mut builder = PlanBuilder::new(inventory, storage::rule(config, &view)?);
     policy.make_plan(&settings, &view, &mut builder)?;
     let plan = builder.build(Origin { policy: info.name, version: info.version, settings })?;
+    check_effects(config, &plan)?;
+    let (state, notes) = view.into_parts();
+    Ok(Started { policy, plan, state, notes })
+}
+
+/// The plan that `config` asks for, whose policy made `made` for the same model, but for weights kept otherwise. The policy, which
+/// must be one that does not heed storage, is not asked again.
+///
+/// # Errors
+/// As [`plan`], where they come of storage.
+pub fn kept_otherwise(config: &Config, inventory: &Inventory, made: &Plan) -> Result<Plan> {
+    let again = || {
+        let mut builder = PlanBuilder::new(inventory, storage::rule(config, &view(config, inventory))?);
+        made.entries.iter().try_for_each(|entry| builder.treat_like(&entry.tensor, entry))?;
+        made.scores.iter().try_for_each(|(tensor, score)| builder.score(tensor, *score))?;
+        let plan = Plan { picks: made.picks.clone(), ..builder.build(made.origin.clone())? };
+        check_effects(config, &plan)?;
+        Ok(plan)
+    };
+    again().map_err(|error| config.locate(error))
+}
+
+/// Refuses settings of storage that change nothing in this plan.
+fn check_effects(config: &Config, plan: &Plan) -> Result<()> {
     let rounds = |entry: &crate::plan::Entry| entry.treatment == Treatment::Train && entry.storage == Storage::Bf16;
     if config.train.bf16_update.is_some() && plan.picks.is_empty() && !plan.entries.iter().any(rounds) {
         return Err(Error::plan(format!(
@@ -226,9 +256,7 @@ fn make(config: &Config, inventory: &Inventory, statistics: &dyn Statistics) -> 
         ))
         .help("leave it out; adapters are always kept in f32"));
     }
-    storage::check(config, &plan)?;
-    let (state, notes) = view.into_parts();
-    Ok(Started { policy, plan, state, notes })
+    storage::check(config, plan)
 }
 
 /// Hands what a policy said on to the user; what is for its author alone stays unsaid.

@@ -170,7 +170,7 @@ impl Policy for Random {
         // Storage stays as it is, but for what begins to train: that is every plan's rule.
         deal_again(entries, moment.view, moment.step, |from, to| match from.treatment {
             Treatment::Frozen => builder.freeze(to),
-            _ => treat(from, to, builder),
+            _ => builder.treat_like(to, from),
         })
     }
 }
@@ -251,23 +251,7 @@ fn deal_again(
 /// Treats the tensor as `entry` treats its own.
 fn copy(entry: &Entry, tensor: &str, builder: &mut PlanBuilder<'_>) -> Result<()> {
     builder.storage(tensor, entry.storage)?;
-    treat(entry, tensor, builder)
-}
-
-/// The same but for the storage.
-fn treat(entry: &Entry, tensor: &str, builder: &mut PlanBuilder<'_>) -> Result<()> {
-    match &entry.treatment {
-        Treatment::Frozen => return Ok(()),
-        Treatment::Train => builder.train(tensor)?,
-        Treatment::Adapt(adapter) => builder.adapt(tensor, adapter.clone())?,
-    }
-    if entry.lr_scale != 1.0 {
-        builder.lr_scale(tensor, entry.lr_scale)?;
-    }
-    if entry.lr_scale_b != 1.0 {
-        builder.lr_scale_b(tensor, entry.lr_scale_b)?;
-    }
-    Ok(())
+    builder.treat_like(tensor, entry)
 }
 
 impl<'de> Deserialize<'de> for Like {

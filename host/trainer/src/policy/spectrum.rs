@@ -268,6 +268,10 @@ impl Policy for Spectrum {
         true
     }
 
+    fn heeds_storage(&self) -> bool {
+        false
+    }
+
     fn make_plan(&self, settings: &Value, view: &ModelView<'_>, builder: &mut PlanBuilder<'_>) -> Result<()> {
         let settings = Settings::read(settings)?;
         if settings.head && view.tied() && !settings.embeddings {

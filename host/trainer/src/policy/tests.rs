@@ -304,3 +304,42 @@ fn a_policy_can_revise_its_plan_at_picks() {
     blocks.dedup();
     assert!(blocks.len() > 1, "the draws differ from pick to pick: {blocks:?}");
 }
+
+/// What a comparison relies on where it plans once for several storages.
+#[test]
+fn a_policy_that_does_not_heed_storage_makes_the_same_choice_over_any() {
+    let heed: Vec<String> = built_in().iter().filter(|p| p.heeds_storage()).map(|p| p.describe().name).collect();
+    assert_eq!(heed, [CONTROL]);
+    let policies = [
+        "name = \"lora\"\nrank = 4\nlora_plus_ratio = 16\nblocks = \"1-2\"",
+        "name = \"full\"\ntargets = [\"up_proj\", \"norm\"]",
+        "name = \"spectrum\"\nunfrozen = [\"model.layers.1.mlp.up_proj\"]\nnorms = true",
+        "name = \"mixed\"\n[[policy.parts]]\nname = \"full\"\ntargets = [\"v_proj\"]\n[[policy.parts]]\nname = \"lora\"",
+    ];
+    let storages = [
+        "",
+        "[train]\nweights = \"bf16\"",
+        "[train]\nweights = \"bf16\"\nbf16_update = \"master\"",
+        "[storage]\nfrozen = \"int8\"",
+        "[storage]\nfrozen = \"nf4\"\nblock_size = 32\nembeddings = true\nexclude = [\"o_proj\"]",
+        "[storage]\nfrozen = \"nf4\"\nhead = true",
+        "[storage]\nfrozen = \"nf4\"\nexclude = [\"nowhere\"]",
+    ];
+    let (inventory, mut refused) = (inventory(3, true), 0);
+    for policy in policies {
+        for storage in storages {
+            let text = format!("model = \"m\"\n[data]\ntrain = \"a.jsonl\"\n[policy]\n{policy}\n{storage}\n");
+            let config = Config::parse(&text, Path::new("/here/c.toml"), "c.toml", &[]).unwrap();
+            let made = plan(&config.with_defaults(&["storage", "train"]).unwrap(), &inventory, &NoStatistics).unwrap();
+            let kept = kept_otherwise(&config, &inventory, &made);
+            match plan(&config, &inventory, &NoStatistics) {
+                Ok(plan) => assert_eq!(kept.unwrap(), plan, "{policy}\n{storage}"),
+                Err(error) => {
+                    refused += 1;
+                    assert_eq!(kept.unwrap_err().to_string(), error.to_string(), "{policy}\n{storage}");
+                }
+            }
+        }
+    }
+    assert!((8..20).contains(&refused), "{refused}");
+}

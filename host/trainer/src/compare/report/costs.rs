@@ -2,6 +2,7 @@
 //! more than chance sets them apart.
 
 use super::super::agreement::LayerMap;
+use super::super::job::PlanCost;
 use super::super::stats::apart;
 use super::words::{say, signed};
 use super::{Report, Row, SeedRow, Statement, StatementKind};
@@ -83,16 +84,25 @@ pub(super) fn memory_and_speed(report: &Report, said: &mut Vec<Statement>) {
 
 /// What choosing the layers costs, of the methods that choose.
 pub(super) fn choosing(report: &Report, said: &mut Vec<Statement>) {
-    let costs: Vec<String> = report
-        .methods
-        .iter()
-        .filter(|row| row.layers.as_ref().is_some_and(LayerMap::chooses))
-        .filter_map(|row| {
-            let cost = row.selection.as_ref()?;
-            let held = cost.memory_bytes.map_or(String::new(), |bytes| format!(" and {}", memory(bytes)));
-            Some(format!("{} takes {}{held}", row.name, duration(cost.seconds)))
-        })
-        .collect();
+    // Methods that share their planning are told of together.
+    let mut shared: Vec<(&PlanCost, Vec<&str>)> = Vec::new();
+    let choose = report.methods.iter().filter(|row| row.layers.as_ref().is_some_and(LayerMap::chooses));
+    for (row, selection) in choose.filter_map(|row| Some((row, row.selection.as_ref()?))) {
+        let with = |names: &Vec<&str>| names.iter().any(|name| selection.shared_with.iter().any(|with| with == name));
+        match shared.iter_mut().find(|(_, names)| with(names)) {
+            Some((_, names)) => names.push(&row.name),
+            None => shared.push((&selection.cost, vec![&row.name])),
+        }
+    }
+    let told = |(cost, names): &(&PlanCost, Vec<&str>)| {
+        let held = cost.memory_bytes.map_or(String::new(), |bytes| format!(" and {}", memory(bytes)));
+        let takes = format!("{}{held}", duration(cost.seconds));
+        match names[..] {
+            [name] => format!("{name} takes {takes}"),
+            _ => format!("{} take {takes} each (the same work, measured once)", list(names)),
+        }
+    };
+    let costs: Vec<String> = shared.iter().map(told).collect();
     if !costs.is_empty() {
         let text = format!("To choose the layers, once, {}, beside the opened model.", list(&costs));
         say(said, StatementKind::Supported, text);

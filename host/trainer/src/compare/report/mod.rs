@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::agreement::{LayerMap, chosen, jaccard};
 use super::grid::{MethodResults, Results, Tried};
-use super::job::{Deployed, PlanCost, Timing};
+use super::job::{Deployed, Timing};
+use super::planning::Selection;
 use super::score::Better;
 use super::site::Site;
 use super::stats::{Interval, Paired};
@@ -183,7 +184,7 @@ pub struct Row {
     /// Tokens, of the first seed.
     pub tokens: Option<u64>,
     /// What choosing the layers costs.
-    pub selection: Option<PlanCost>,
+    pub selection: Option<Selection>,
     /// Parameters that train.
     pub trainable_parameters: Option<u64>,
     /// What is deployed.

@@ -63,6 +63,9 @@ const percent = (value) => `${value >= 10 ? value.toFixed(0) : value.toPrecision
 const share = (row) => `${compact(row.trainable_parameters)} (${percent(100 * row.trainable_parameters / setup.parameters)})`;
 const timing = (row, key) => { const best = row.latency[row.latency.length - 1]; return best ? best[key] : null; };
 
+// With whom a method shares what was measured of its planning.
+const sharing = (selection) => selection.shared_with?.length > 0 ? `the same work, measured once, as for ${selection.shared_with.join(", ")}` : null;
+
 // Of each column: its title, the value it sorts by, what it shows, what it shows of the untouched model, and what it means.
 function columns() {
   const whisker = whiskers();
@@ -75,7 +78,7 @@ function columns() {
     ["predicted", (r) => r.memory.predicted_bytes, (r) => bytes(r.memory.predicted_bytes), () => "–", "the memory that was predicted before training", "extra"],
     ["tokens/s", (r) => r.tokens_per_s, (r) => grouped(r.tokens_per_s), () => "–", "while training"],
     ["training", (r) => r.train_s, (r) => duration(r.train_s), () => "–", "seconds of training steps, mean over seeds"],
-    ["choosing", (r) => r.selection?.seconds, (r) => duration(r.selection.seconds) + or(r.selection.memory_bytes, (held) => `, ${bytes(held)}`, ""), () => "–", "time to make the plan, statistics of the weights included, and memory beside the opened model"],
+    ["choosing", (r) => r.selection?.seconds, (r) => h("span", { title: sharing(r.selection) }, duration(r.selection.seconds) + or(r.selection.memory_bytes, (held) => `, ${bytes(held)}`, "")), () => "–", "time to make the plan, statistics of the weights included, and memory beside the opened model; measured once for methods whose planning is the same work"],
     ["trained", (r) => r.trainable_parameters, share, () => "0", "parameters that train, and their share of the model"],
     ["deployed", (r) => r.deployed?.bytes, (r) => `${bytes(r.deployed.bytes)} ${r.deployed.what}`, () => "–", "an adapter goes beside the base model"],
     ["first token", (r) => timing(r, "first_token_s"), (r) => duration(timing(r, "first_token_s")), () => or(base.latency[0]?.first_token_s, duration), "latency of the deployed result, adapters merged", "extra"],

@@ -226,11 +226,24 @@ fn what_choosing_costs_is_said_of_methods_that_choose() {
         method["selection"] = json!({ "seconds": 0.125, "memory_bytes": 3 << 20, "plan_hash": "h" });
         method["layers"] = json!({ "roles": ["q_proj"], "rows": [layers], "others": [] });
     }
-    let report = report(methods);
-    let supported = said(&report, StatementKind::Supported);
+    let alone = report(methods.clone());
+    let supported = said(&alone, StatementKind::Supported);
     let told = "To choose the layers, once, some takes 125 ms and 3.00 MiB, beside the opened model.";
     assert!(supported.contains(&told), "{supported:?}");
-    assert!(markdown(&report).contains("| 125 ms, 3.00 MiB |"), "{}", markdown(&report));
+    assert!(markdown(&alone).contains("| 125 ms, 3.00 MiB |"), "{}", markdown(&alone));
+    // Who has a figure in common is told of together.
+    for name in ["other", "another"] {
+        let mut method = methods[1].clone();
+        method["name"] = name.into();
+        methods.push(method);
+    }
+    methods[1]["selection"]["shared_with"] = json!(["other"]);
+    methods[2]["selection"]["shared_with"] = json!(["some"]);
+    let shared = report(methods);
+    let supported = said(&shared, StatementKind::Supported);
+    let told = "To choose the layers, once, some and other take 125 ms and 3.00 MiB each (the same work, measured once) and \
+                another takes 125 ms and 3.00 MiB, beside the opened model.";
+    assert!(supported.contains(&told), "{supported:?}");
 }
 
 #[test]

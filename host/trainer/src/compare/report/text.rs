@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::super::agreement::LayerMap;
-use super::super::job::{PlanCost, Timing};
+use super::super::job::Timing;
 use super::super::stats::Finding;
 use super::words::{number, signed, title};
 use super::{Report, Row, StatementKind, Status};
@@ -39,12 +39,6 @@ fn against(row: &Row) -> String {
     format!("{}{word}", signed(paired.difference))
 }
 
-/// Time, and memory where it was measured.
-fn choosing(cost: &PlanCost) -> String {
-    let held = cost.memory_bytes.map_or(String::new(), |bytes| format!(", {}", memory(bytes)));
-    format!("{}{held}", duration(cost.seconds))
-}
-
 fn dash() -> String {
     "–".to_string()
 }
@@ -71,7 +65,7 @@ fn columns(report: &Report) -> Vec<Column> {
         Column { title: "training".into(), of: |_, row| or_dash(row.train_s, duration), of_base: |_| dash() },
         Column {
             title: "choosing".into(),
-            of: |_, row| or_dash(row.selection.as_ref(), choosing),
+            of: |_, row| or_dash(row.selection.as_ref(), |selection| selection.cost.in_words()),
             of_base: |_| dash(),
         },
         Column {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod planning;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
