@@ -289,6 +289,23 @@ fn a_command_of_the_users_makes_the_score() {
     assert_eq!(reason, "`score.command` (sh score.sh) printed \"about half\", which is no number");
 }
 
+/// Not only its weights: the same words become other tokens, or stand in another frame.
+#[test]
+fn a_model_that_reads_otherwise_is_another_model() {
+    let folder = folder(SMALL);
+    let template = folder.path().join("model/chat_template.jinja");
+    assert_eq!(compare(folder.path(), &[]).code, Some(0));
+    let before = cells(folder.path());
+    let text = fs::read_to_string(&template).unwrap();
+    fs::write(&template, text.clone() + "{# more #}").unwrap();
+    assert_eq!(compare(folder.path(), &[]).code, Some(0));
+    let after = cells(folder.path());
+    assert_eq!(after.len(), 2 * before.len(), "{after:?}");
+    fs::write(&template, text).unwrap();
+    assert_eq!(compare(folder.path(), &[]).code, Some(0));
+    assert_eq!(cells(folder.path()), after);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_comparison_that_was_stopped_goes_on_where_it_was() {

@@ -19,6 +19,7 @@ use super::store::{Cell, Ended, Failure, Inputs, Store};
 use crate::config::{Bytes, Config, Device};
 use crate::files::{output_error, write_atomically};
 use crate::model::BaseModel;
+use crate::plan::canonical;
 use crate::{Error, Result, policy};
 
 /// The subcommand of the program that does a [`Job`].
@@ -31,6 +32,7 @@ pub struct Site<'a> {
     pub store: Store,
     pub base: BaseModel,
     executable_hash: String,
+    model_text_hash: String,
     /// Milliseconds that the cells took which were asked for so far, whenever they ran.
     cell_ms: AtomicU64,
 }
@@ -43,7 +45,8 @@ impl<'a> Site<'a> {
                 .help("set jobs to 1: runs that share a card take from each other what each of them may have"));
         }
         let executable_hash = store.file_hash(&options.executable)?;
-        Ok(Self { comparison, options, store, base, executable_hash, cell_ms: AtomicU64::new(0) })
+        let model_text_hash = hash_of_text(&base)?;
+        Ok(Self { comparison, options, store, base, executable_hash, model_text_hash, cell_ms: AtomicU64::new(0) })
     }
 
     /// The sha256 of the program.
@@ -66,12 +69,17 @@ impl<'a> Site<'a> {
                 files.insert(format!("{name}.{i}"), self.store.file_hash(path)?);
             }
         }
+        let template = Path::new(&data.chat_template);
+        if template.is_file() {
+            files.insert("chat_template".into(), self.store.file_hash(template)?);
+        }
         files.extend(self.policy_files(config)?);
         Ok(Inputs {
             kind: kind.to_string(),
             config: placeless.to_toml()?,
             settings,
             model: self.base.hash.clone(),
+            model_text: self.model_text_hash.clone(),
             files,
             executable: self.executable_hash.clone(),
             of: None,
@@ -302,6 +310,13 @@ impl<'a> Site<'a> {
         let judgement = self.job(&cell, &job, &result, true)?;
         Ok((cell, judgement))
     }
+}
+
+/// The hash of what the model is besides its weights.
+fn hash_of_text(base: &BaseModel) -> Result<String> {
+    let tokenizer = &base.tokenizer;
+    let specials = format!("{:?}", (tokenizer.bos(), tokenizer.eos(), tokenizer.pad(), tokenizer.stop_ids()));
+    Ok(canonical::hash(&(&base.config_json, tokenizer.to_json()?, specials, &base.chat_template)))
 }
 
 /// Whether runs with this configuration are for a GPU: it is asked for, or there is one.

@@ -28,6 +28,8 @@ pub struct Inputs {
     pub settings: Value,
     /// Hash of the base model's weights.
     pub model: String,
+    /// Hash of its configuration, tokenizer and chat template.
+    pub model_text: String,
     /// sha256 of each file that it reads, by the name under which it is used.
     pub files: BTreeMap<String, String>,
     /// sha256 of the program.
@@ -236,6 +238,7 @@ mod tests {
             config: config.into(),
             settings: Value::Null,
             model: "m".into(),
+            model_text: "t".into(),
             files: BTreeMap::new(),
             executable: "e".into(),
             of: None,
@@ -262,6 +265,7 @@ mod tests {
         let others = [
             inputs("b"),
             Inputs { model: "n".into(), ..inputs("a") },
+            Inputs { model_text: "u".into(), ..inputs("a") },
             Inputs { executable: "f".into(), ..inputs("a") },
             Inputs { files: [("data".to_string(), "1".to_string())].into(), ..inputs("a") },
         ];
