@@ -252,6 +252,7 @@ pub struct Eval {
 
 /// `compare`.
 #[derive(Debug, ClapArgs)]
+#[command(mut_arg("set", |arg| arg.help("Set one value over the configuration, as in --set budget.steps=20. Can be given several times")))]
 pub struct Compare {
     /// What to compare.
     #[command(flatten)]

@@ -23,13 +23,20 @@ fn change(folder: &Folder, from: &str, to: &str) {
     folder.write("x.toml", GOOD.replacen(from, to, 1));
 }
 
-pub const CASES: [Case; 21] = [
+pub const CASES: [Case; 22] = [
     Case {
         name: "a comparison's unknown key",
         arrange: |f| change(f, "out = ", "baselin = \"A\"\nout = "),
         arguments: RUN,
         code: 2,
         message: "error: x.toml:2: `baselin` is not a known setting\n  help: did you mean `baseline`?",
+    },
+    Case {
+        name: "a training configuration's section at the top of a comparison",
+        arrange: |f| f.write("x.toml", GOOD),
+        arguments: &["compare", "x.toml", "--set", "train.steps=2"],
+        code: 2,
+        message: "error: --set train.steps=2: `train` is not a known setting\n  help: did you mean `run.train`?",
     },
     Case {
         name: "a method's unknown key",

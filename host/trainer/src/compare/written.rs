@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::budget::WrittenBudget;
 use super::config::Forgetting;
 use super::score::WrittenScore;
-use crate::config::settings;
+use crate::config::{Config, settings};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -55,7 +55,7 @@ pub(super) enum OnOrLatency {
     Other(Value),
 }
 
-/// The full paths of all settings, for keys written in the wrong section.
+/// The full paths of all settings, for keys written in the wrong section, with a training configuration's sections under `run`.
 pub(super) fn every_setting() -> Vec<String> {
     let sections = [
         ("", settings::names::<Written>()),
@@ -64,6 +64,10 @@ pub(super) fn every_setting() -> Vec<String> {
         ("score", settings::names::<WrittenScore>()),
         ("forgetting", settings::names::<Forgetting>()),
     ];
+    // What all methods share of a training configuration; the rest of it is a method's, or the comparison's.
+    let mut of_run = settings::names::<Config>();
+    of_run.retain(|name| !matches!(name.as_str(), "out" | "seed" | "policy"));
+    let sections = sections.into_iter().chain([("run", of_run)]);
     let path = |section: &str, name: String| if section.is_empty() { name } else { format!("{section}.{name}") };
-    sections.into_iter().flat_map(|(section, names)| names.into_iter().map(move |name| path(section, name))).collect()
+    sections.flat_map(|(section, names)| names.into_iter().map(move |name| path(section, name))).collect()
 }

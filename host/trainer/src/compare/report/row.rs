@@ -132,14 +132,23 @@ fn estimate(values: &[f64]) -> Estimate {
     Estimate { mean: mean(values), interval: interval(values) }
 }
 
+/// Scores between 0 and 1.
+const SHARES: [&str; 6] = ["accuracy", "macro_f1", "ece", "rouge_1", "rouge_2", "rouge_l"];
+
 /// Student's interval knows nothing of the ends of a scale; what lies beyond them is cut off.
 fn within(name: &str, estimate: Estimate) -> Estimate {
-    const SHARES: [&str; 6] = ["accuracy", "macro_f1", "ece", "rouge_1", "rouge_2", "rouge_l"];
     let clipped = |interval: Interval| match SHARES.contains(&name) {
         true => Interval { low: interval.low.clamp(0.0, 1.0), high: interval.high.clamp(0.0, 1.0) },
         false => interval,
     };
     Estimate { interval: estimate.interval.map(clipped), ..estimate }
+}
+
+/// A difference of two shares lies between −1 and 1, which Student's interval knows nothing of either.
+fn possible(name: &str, paired: Paired) -> Paired {
+    let clipped = |interval: Interval| Interval { low: interval.low.max(-1.0), high: interval.high.min(1.0) };
+    let interval = paired.interval.map(|interval| if SHARES.contains(&name) { clipped(interval) } else { interval });
+    Paired { interval, ..paired }
 }
 
 fn speed(run: &Trained) -> f64 {
@@ -280,7 +289,8 @@ fn compare(
     }
     let [against_baseline, against_base, against_control] = families.map(|family| {
         let (places, pairs): (Vec<usize>, Vec<Pair>) = family.into_iter().unzip();
-        places.into_iter().zip(judge(&pairs, higher)).collect::<Vec<(usize, Paired)>>()
+        let judged = judge(&pairs, higher).into_iter().map(|paired| possible(name, paired));
+        places.into_iter().zip(judged).collect::<Vec<(usize, Paired)>>()
     });
     for (i, paired) in against_baseline {
         rows[i].vs_baseline = Some(paired);
@@ -322,5 +332,26 @@ pub fn frontiers(rows: &mut [Row], better: Better) {
     for (i, row) in rows.iter_mut().enumerate() {
         row.on_memory_frontier = !beaten(&memory, i);
         row.on_time_frontier = !beaten(&time, i);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::stats::Finding;
+    use super::*;
+
+    #[test]
+    fn no_difference_of_shares_is_larger_than_one() {
+        let paired = || Paired {
+            with: "A".into(),
+            difference: -0.1,
+            interval: Some(Interval { low: -2.4, high: 2.2 }),
+            p_value: None,
+            p_corrected: None,
+            example_interval: None,
+            finding: Finding::Undecided,
+        };
+        assert_eq!(possible("accuracy", paired()).interval, Some(Interval { low: -1.0, high: 1.0 }));
+        assert_eq!(possible("loss", paired()).interval, paired().interval);
     }
 }

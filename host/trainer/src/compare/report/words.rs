@@ -82,9 +82,6 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
         return say(said, StatementKind::Caution, "No method has a score.".into());
     };
     let score = first.score.map_or(f64::NAN, |score| score.mean);
-    let interval = first.score.and_then(|score| score.interval);
-    let spread =
-        interval.map_or(String::new(), |i| format!(" (95 % interval {} to {})", number(i.low), number(i.high)));
     let base =
         report.base.scores.get(name).map_or(String::new(), |b| format!("; the untouched model has {}", number(*b)));
     let equal: Vec<&str> = ranked
@@ -93,6 +90,10 @@ fn best(report: &Report, said: &mut Vec<Statement>) {
         .map(|row| row.name.as_str())
         .collect();
     let has = if equal.len() == 1 { "has" } else { "share" };
+    // Who has the same mean need not have the same interval.
+    let interval = first.score.and_then(|score| score.interval).filter(|_| equal.len() == 1);
+    let spread =
+        interval.map_or(String::new(), |i| format!(" (95 % interval {} to {})", number(i.low), number(i.high)));
     // The best of several means is the best by chance as well as by merit.
     // A counterpart was set against its method, and the others against the baseline.
     let (against, other) = match &first.control_of {
@@ -275,6 +276,11 @@ fn cautions(report: &Report, said: &mut Vec<Statement>) {
     let (mut low, mut high) = (Vec::new(), Vec::new());
     for row in report.methods.iter().filter(|row| row.tried.len() > 1) {
         let Some(lr) = row.lr else { continue };
+        // Of equals the smaller one is chosen, and is not the best.
+        let best = row.tried.iter().find(|tried| tried.lr == lr).and_then(|tried| tried.validation);
+        if row.tried.iter().filter(|tried| tried.validation == best).count() > 1 {
+            continue;
+        }
         if row.tried.iter().all(|tried| tried.lr >= lr) {
             low.push(row.name.as_str());
         } else if row.tried.iter().all(|tried| tried.lr <= lr) {
