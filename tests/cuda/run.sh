@@ -125,6 +125,16 @@ method lora-untied "$runs/untied.toml"
 differently lora-untied lora-offload "$runs/untied.toml" --set storage.offload_embedding=true
 method lora-recompute "$runs/lora.toml" --set train.recompute=true
 method lora-dropout "$runs/lora.toml" --set policy.dropout=0.1
+# Magnitudes apart (DoRA), with all that changes the way of a pass.
+method dora "$runs/lora.toml" --set policy.dora=true
+method dora-recompute "$runs/lora.toml" --set policy.dora=true --set train.recompute=true
+method dora-dropout "$runs/lora.toml" --set policy.dora=true --set policy.dropout=0.1
+method dora-accumulated "$runs/lora.toml" --set policy.dora=true --set train.micro_batch_examples=3
+method dora-int8 "$runs/lora.toml" --set policy.dora=true --set storage.frozen=int8
+method qdora examples/qlora.toml --set policy.dora=true
+method dora-unclipped "$runs/lora.toml" --set policy.dora=true --set train.max_grad_norm=0
+differently dora-unclipped dora-unclipped-inside "$runs/lora.toml" --set policy.dora=true --set train.max_grad_norm=0 \
+    --set train.update_in_backward=true
 method full "$runs/full.toml"
 method full-bf16 "$runs/full.toml" --set train.weights=bf16
 method full-master "$runs/full.toml" --set train.weights=bf16 --set train.bf16_update=master
@@ -169,14 +179,15 @@ method lisa "$runs/lisa.toml"
 method badam "$runs/badam.toml" --set train.weights=bf16
 method badam-nf4 "$runs/badam.toml" --set train.weights=bf16 --set storage.frozen=nf4 --set optimizer.name=adamw8bit
 
-if [ -d "$runs/lora.gpu" ]; then
-    if "$liftplan" eval "$runs/lora.gpu" --data examples/data/tickets/test.jsonl >"$runs/eval.log" 2>&1 &&
-        "$liftplan" generate "$runs/lora.gpu" --prompt "The parcel never came." --max-tokens 8 >"$runs/generate.log" 2>&1; then
-        echo "ok   a run on the GPU is evaluated and generates: $(grep '^loss' "$runs/eval.log")"
+for run in lora dora; do
+    [ -d "$runs/$run.gpu" ] || continue
+    if "$liftplan" eval "$runs/$run.gpu" --data examples/data/tickets/test.jsonl >"$runs/eval.log" 2>&1 &&
+        "$liftplan" generate "$runs/$run.gpu" --prompt "The parcel never came." --max-tokens 8 >"$runs/generate.log" 2>&1; then
+        echo "ok   a run of $run on the GPU is evaluated and generates: $(grep '^loss' "$runs/eval.log")"
     else
-        fail "evaluation or generation: $(cat "$runs/eval.log" "$runs/generate.log")"
+        fail "evaluation or generation of $run: $(cat "$runs/eval.log" "$runs/generate.log")"
     fi
-fi
+done
 
 case smollm2 in *"$only"*) ;; *) SMOLLM2= ;; esac
 if [ -n "${SMOLLM2:-}" ]; then

@@ -11,6 +11,9 @@
 #ifndef PARTS
 #define PARTS 0  // 1: the norms' gradients are summed
 #endif
+#ifndef FACTORS
+#define FACTORS 0  // 1: numbers are multiplied by `factor` before all else (DoRA)
+#endif
 
 static __device__ __forceinline__ float group_sum(float x, int lanes) {
     for (int d = lanes >> 1; d; d >>= 1) x += __shfl_xor_sync(0xffffffffu, x, d);
@@ -19,6 +22,10 @@ static __device__ __forceinline__ float group_sum(float x, int lanes) {
 static __device__ __forceinline__ Eight load8f(const float* p) {
     float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
     return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+static __device__ __forceinline__ void scale8(Eight& x, const Eight& y) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) x.x[i] *= y.x[i];
 }
 static __device__ __forceinline__ void add8(Eight& x, const Eight& y) {
 #pragma unroll
@@ -49,11 +56,12 @@ struct Walk {
 // cos_sin[positions, 2, half].
 extern "C" __global__ void __launch_bounds__(384, 2) rope_forward(
     bf16* out, const bf16* in, const int* positions, const float* cos_sin, const float* q_norm, const float* k_norm,
-    const float* bias, int tokens, int heads, int kv_heads, int dim, int out_stride, int in_stride, float eps, int lanes) {
+    const float* bias, const float* factor, int tokens, int heads, int kv_heads, int dim, int out_stride, int in_stride,
+    float eps, int lanes) {
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, half = dim >> 1;
     int group = lane / lanes, at = lane % lanes * 8, at_once = 32 / lanes;
     int first = warp * at_once, stride = (blockDim.x >> 5) * at_once;
-    int rotated = heads + kv_heads, total = out == in && !bias ? rotated : heads + 2 * kv_heads;
+    int rotated = heads + kv_heads, total = out == in && !bias && !FACTORS ? rotated : heads + 2 * kv_heads;
     float share = 1.0f / dim;
     if (first >= total) return;
     Walk now = {(int)blockIdx.x, first + group};
@@ -71,6 +79,7 @@ extern "C" __global__ void __launch_bounds__(384, 2) rope_forward(
         int head = now.head;
         bool here = inside(now), value = head >= rotated;
         Eight a = eight_of(raw.low), b = eight_of(raw.high);
+        if (FACTORS && here) scale8(a, load8f(factor + head * dim + at)), scale8(b, load8f(factor + head * dim + half + at));
         if (here && bias) add8(a, load8f(bias + head * dim + at)), add8(b, load8f(bias + head * dim + half + at));
         const float* norm = value ? nullptr : head < heads ? q_norm : k_norm;
         if (q_norm || k_norm) {
@@ -97,11 +106,11 @@ extern "C" __global__ void __launch_bounds__(384, 2) rope_forward(
     }
 }
 
-// d[tokens] in place; `before` are the numbers before the norms (with the biases still to be added). A block takes every
+// d[tokens] in place; `before` are the numbers before the norms (with factors and biases still to be applied). A block takes every
 // gridDim.x-th token. parts[block, 2, dim] takes the norms' gradients.
 extern "C" __global__ void __launch_bounds__(PARTS ? 256 : 320, 2) rope_backward(
     bf16* d, float* parts, const bf16* before, const int* positions, const float* cos_sin, const float* q_norm,
-    const float* k_norm, const float* bias, int tokens, int heads, int kv_heads, int dim, int d_stride,
+    const float* k_norm, const float* bias, const float* factor, int tokens, int heads, int kv_heads, int dim, int d_stride,
     int before_stride, float eps, int lanes) {
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, half = dim >> 1;
     int group = lane / lanes, at = lane % lanes * 8, at_once = 32 / lanes, total = heads + kv_heads;
@@ -143,6 +152,7 @@ extern "C" __global__ void __launch_bounds__(PARTS ? 256 : 320, 2) rope_backward
             Eight wa, wb, xa = eight_of(raw_before.low), xb = eight_of(raw_before.high);
             EIGHT wa.x[i] = wb.x[i] = 1.f;
             if (here && norm) {
+                if (FACTORS) scale8(xa, load8f(factor + head * dim + at)), scale8(xb, load8f(factor + head * dim + half + at));
                 if (bias) add8(xa, load8f(bias + head * dim + at)), add8(xb, load8f(bias + head * dim + half + at));
                 wa = load8f(norm + at), wb = load8f(norm + half + at);
             }

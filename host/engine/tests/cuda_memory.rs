@@ -29,14 +29,18 @@ fn shape() -> ModelShape {
 
 /// That shape with adapters of rank 16 on all linear layers.
 fn decoder(storage: Storage, options: Options) -> Decoder {
+    laid_out(&adapted(&shape(), storage, false), options)
+}
+
+fn laid_out(specs: &[TensorSpec], options: Options) -> Decoder {
     let shape = shape();
-    let specs = adapted(&shape, storage);
-    let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, options).unwrap().finish();
+    let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, specs, options).unwrap().finish();
     decoder.prepare(&decoder.active()).unwrap();
     decoder
 }
 
-fn adapted(shape: &ModelShape, storage: Storage) -> Vec<TensorSpec> {
+/// With DoRA's magnitudes if `dora`.
+fn adapted(shape: &ModelShape, storage: Storage, dora: bool) -> Vec<TensorSpec> {
     use Role::{Down, Embedding, FinalNorm, Gate, Head, InputNorm, K, KNorm, O, PostNorm, Q, QNorm, Up, V};
     let mut slots: Vec<Slot> = vec![(None, Embedding), (None, FinalNorm), (None, Head)];
     for block in 0..shape.blocks {
@@ -48,7 +52,9 @@ fn adapted(shape: &ModelShape, storage: Storage) -> Vec<TensorSpec> {
             let linear = matches!(slot.1, Q | K | V | O | Gate | Up | Down);
             let name = format!("{slot:?}");
             let (a, b) = (format!("{name}.A"), format!("{name}.B"));
-            let adapter = || AdapterSpec { rank: 16, scale: 2.0, dropout: 0.0, dropout_stream: 0, a, b };
+            let (dropout, dropout_stream) = (0.0, 0);
+            let magnitude = dora.then(|| format!("{name}.M"));
+            let adapter = || AdapterSpec { rank: 16, scale: 2.0, dropout, dropout_stream, a, b, magnitude };
             let treatment = if linear { Treatment::Adapt(adapter()) } else { Treatment::Frozen };
             TensorSpec { slot, treatment, storage: if linear { storage } else { Storage::Bf16 }, name }
         })
@@ -162,6 +168,24 @@ fn gradients_of_updates_inside_the_pass_share_one_blocks_place() {
 }
 
 #[test]
+fn magnitudes_take_themselves_their_factors_and_two_kept_products() {
+    let lora = decoder(Storage::Bf16, Options::default());
+    let dora = laid_out(&adapted(&shape(), Storage::Bf16, true), Options::default());
+    // Outputs of q, k, v, o, gate, up and down; factor, norm, value, gradient and two moments, in f32.
+    let outputs = 4096 + 2 * 1024 + 4096 + 2 * 12_288 + 4096;
+    assert_eq!(dora.model_bytes() - lora.model_bytes(), 36 * 6 * 4 * outputs);
+    let kept = |products: usize| {
+        let plan = StepPlan::new(36, products, 0, 2048, 512);
+        dora.needed(&batch(), &plan).unwrap() - lora.needed(&batch(), &plan).unwrap()
+    };
+    // A block that keeps its products keeps those of the output and the last layer besides.
+    let (product, none) = (8192 * 4096 * 2, kept(0));
+    assert_eq!(kept(36) - kept(35), 2 * product);
+    assert!(none <= 3 * product, "{none} bytes more where nothing is kept");
+    assert_eq!(dora.trainables().iter().filter(|trainable| trainable.name.ends_with(".M")).count(), 36 * 7);
+}
+
+#[test]
 fn an_embedding_on_the_host_takes_nothing_of_the_card() {
     let options = Options { embedding_on_host: true, ..Options::default() };
     let (here, there) = (decoder(Storage::Bf16, Options::default()), decoder(Storage::Bf16, options));
@@ -173,7 +197,7 @@ fn an_embedding_on_the_host_takes_nothing_of_the_card() {
     assert_eq!(here.needed(&batch(), &plan).unwrap(), there.needed(&batch(), &plan).unwrap());
 
     // Where the whole table is read or changed, it has to be on the card.
-    let mut specs = adapted(&shape(), Storage::Bf16);
+    let mut specs = adapted(&shape(), Storage::Bf16, false);
     let refused = |shape: &ModelShape, specs: &[TensorSpec]| {
         Builder::new(&Context::dry((9, 0)), shape, specs, options).map(|_| ()).unwrap_err().to_string()
     };

@@ -42,6 +42,10 @@ const ROWS: &[Row] = &[
     row("lora-2048x4-19.6", Lora, Wide, [2048, 4], 19.6, 11_900.0, "10356 Unsloth, 17.7"),
     row("lora-2048x4-17.7", Lora, Wide, [2048, 4], 17.7, 11_900.0, "10356 Unsloth, 17.7"),
     row("lora-4096x4-19.6", Lora, Wide, [4096, 4], 19.6, 11_500.0, "9984 Unsloth, 19.6"),
+    // To stand beside LoRA's; no goal and no peer.
+    row("dora-2048x4-60", Dora, Wide, [2048, 4], 60.0, 0.0, "none"),
+    row("dora-2048x4-19.6", Dora, Wide, [2048, 4], 19.6, 0.0, "none"),
+    row("dora-512x1", Dora, Wide, [512, 1], 18.0, 0.0, "none"),
     row("qlora-2048x4-40", Qlora, EightBit, [2048, 4], 40.0, 16_400.0, "14298 Unsloth, 40.4"),
     row("qlora-2048x4-8.1", Qlora, EightBit, [2048, 4], 8.1, 11_600.0, "10143 Unsloth, 8.1"),
     row("qlora-4096x4-10", Qlora, EightBit, [4096, 4], 10.0, 11_300.0, "9887 Unsloth, 10.0"),
@@ -67,7 +71,7 @@ fn model_flop(shape: &ModelShape, method: Method, trained: usize, [sequence, bat
     let attention = 2.0 * tokens * sequence as f64 * d * blocks;
     let forward = tokens * 2.0 * (linear + head) + attention;
     let backward = tokens * 2.0 * (linear + head) + 2.0 * attention;
-    let adapters = if matches!(method, Lora | Qlora) { 4.0 * tokens * trained as f64 } else { 0.0 };
+    let adapters = if matches!(method, Lora | Dora | Qlora) { 4.0 * tokens * trained as f64 } else { 0.0 };
     forward + backward + 2.0 * tokens * trained as f64 + adapters
 }
 

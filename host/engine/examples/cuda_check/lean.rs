@@ -5,7 +5,7 @@ use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 use liftplan_engine::{EngineError, IGNORE};
 
 use crate::Report;
-use crate::model::{Case, Method, Values, batch, on_card, shape, train, values};
+use crate::model::{Case, Dora, Method, Values, batch, on_card, shape, train, values};
 
 const OPTIONS: AdamWOptions =
     AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
@@ -22,7 +22,13 @@ fn case(name: &'static str, method: Method) -> Case {
         rank: 4,
         dropout: 0.1,
         nf4: (64, true),
+        dora: Dora::None,
     }
+}
+
+/// The same with DoRA and biases.
+fn dora(name: &'static str, method: Method, dropout: f32) -> Case {
+    Case { dora: Dora::All, biases: true, dropout, ..case(name, method) }
 }
 
 /// The case's model with other options.
@@ -48,6 +54,9 @@ pub fn check(context: &Context, report: &mut Report) {
         case("waiting on the host, spectrum", Method::Spectrum),
         Case { biases: true, ..case("waiting on the host, full", Method::Full) },
         Case { head_norms: false, ..case("waiting on the host, lora without heads' norms", Method::Lora) },
+        dora("waiting on the host, dora with dropout", Method::Lora, 0.1),
+        dora("waiting on the host, dora", Method::Lora, 0.0),
+        Case { head_norms: false, ..dora("waiting on the host, dora over nf4", Method::Qlora, 0.0) },
     ] {
         if report.wants(case.name) {
             waiting(context, &deep(case), report);
@@ -57,6 +66,10 @@ pub fn check(context: &Context, report: &mut Report) {
     for case in [
         case("updates inside the pass, lora", Method::Lora),
         case("updates inside the pass, qlora", Method::Qlora),
+        dora("updates inside the pass, dora", Method::Lora, 0.0),
+        dora("updates inside the pass, dora with dropout", Method::Lora, 0.1),
+        dora("updates inside the pass, dora over nf4", Method::Qlora, 0.0),
+        dora("updates inside the pass, dora over int8", Method::Ilora, 0.0),
         case("updates inside the pass, spectrum", Method::Spectrum),
         Case { options: narrow, ..case("updates inside the pass, spectrum in few bits", Method::Spectrum) },
         Case { biases: true, ..case("updates inside the pass, full", Method::Full) },

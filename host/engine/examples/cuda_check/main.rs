@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod dora;
 mod lean;
 mod limits;
 mod model;

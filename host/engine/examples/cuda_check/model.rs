@@ -11,7 +11,8 @@ use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, grad_norm};
 use liftplan_engine::rng::Random;
 use liftplan_engine::storage::nf4::VALUES;
 use liftplan_engine::{
-    Adapter, AdapterOptions, Batch, Block, BlockShape, Decoder, Keep, Linear, Param, Pool, Rope, StepOptions, Weight,
+    Adapter, AdapterOptions, Batch, Block, BlockShape, Decoder, Int8, Keep, Linear, Param, Pool, Rope, StepOptions,
+    Weight,
 };
 
 use crate::Report;
@@ -26,6 +27,17 @@ pub(super) enum Method {
     Qlora,
     /// Adapters, and some weights that train whole beside them.
     Mixed,
+    /// LoRA over 8 bits.
+    Ilora,
+}
+
+/// Which adapters have magnitudes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Dora {
+    None,
+    All,
+    /// Keys, gate and the last layer, beside adapters without.
+    Some,
 }
 
 pub(super) struct Case {
@@ -41,6 +53,8 @@ pub(super) struct Case {
     pub dropout: f32,
     /// Elements of a block of 4 bits, and whether their maxima are in 8 bits.
     pub nf4: (usize, bool),
+    /// Whether they have magnitudes: all, or those of every second linear layer.
+    pub dora: Dora,
 }
 
 pub(super) fn shape(
@@ -104,14 +118,22 @@ pub(super) fn treatment(case: &Case, slot: Slot, name: &str) -> Treatment {
     match case.method {
         Method::Full => Treatment::Train,
         Method::Mixed if slot.0 > Some(0) && matches!(slot.1, Role::Q | Role::Up) => Treatment::Train,
-        Method::Lora | Method::Qlora | Method::Mixed if is_linear(slot.1) => Treatment::Adapt(AdapterSpec {
-            rank: case.rank,
-            scale: SCALE,
-            dropout: case.dropout,
-            dropout_stream: slot.0.map_or(0, |block| block as u32) * 32 + slot.1 as u32,
-            a: format!("{name}.A"),
-            b: format!("{name}.B"),
-        }),
+        Method::Lora | Method::Qlora | Method::Ilora | Method::Mixed if is_linear(slot.1) => {
+            Treatment::Adapt(AdapterSpec {
+                rank: case.rank,
+                scale: SCALE,
+                dropout: case.dropout,
+                dropout_stream: slot.0.map_or(0, |block| block as u32) * 32 + slot.1 as u32,
+                a: format!("{name}.A"),
+                b: format!("{name}.B"),
+                magnitude: match case.dora {
+                    Dora::None => false,
+                    Dora::All => true,
+                    Dora::Some => matches!(slot.1, Role::K | Role::Gate | Role::Down),
+                }
+                .then(|| format!("{name}.M")),
+            })
+        }
         // Some of each kind, none in the first block.
         Method::Spectrum => match slot {
             (Some(1), Role::K | Role::Down | Role::Gate) | (Some(2), Role::Q | Role::V | Role::O | Role::Up) => {
@@ -144,6 +166,9 @@ pub(super) fn values(case: &Case) -> Values {
         if let Treatment::Adapt(adapter) = treatment(case, slot, &name) {
             values.insert(adapter.a, (case.rank, cols, draw(&mut random, case.rank * cols, 0.0, 0.1)));
             values.insert(adapter.b, (rows, case.rank, draw(&mut random, rows * case.rank, 0.0, 0.1)));
+            if let Some(magnitude) = adapter.magnitude {
+                values.insert(magnitude, (1, rows, draw(&mut random, rows, 1.0, 0.3)));
+            }
         }
         values.insert(name, (rows, cols, draw(&mut random, rows * cols, mean, spread)));
     }
@@ -163,6 +188,7 @@ pub(super) fn on_card_with(
 ) -> CudaDecoder {
     let storage = |slot: Slot| match case.method {
         Method::Qlora if is_linear(slot.1) => Storage::Nf4 { block: case.nf4.0, double: case.nf4.1 },
+        Method::Ilora if is_linear(slot.1) => Storage::Int8,
         _ => Storage::F32,
     };
     let specs: Vec<TensorSpec> = slots(case)
@@ -177,9 +203,15 @@ pub(super) fn on_card_with(
         .collect();
     let mut builder = Builder::new(context, &case.shape, &specs, case.options).unwrap();
     for spec in &specs {
-        builder.load(spec.slot, Data::F32(&values[&spec.name].2)).unwrap();
+        let (_, cols, numbers) = &values[&spec.name];
+        if spec.storage == Storage::Int8 {
+            let packed = Int8::quantise(numbers, *cols).unwrap();
+            builder.load(spec.slot, Data::Int8(packed.codes(), packed.absmax())).unwrap();
+        } else {
+            builder.load(spec.slot, Data::F32(numbers)).unwrap();
+        }
         if let Treatment::Adapt(adapter) = &spec.treatment {
-            for name in [&adapter.a, &adapter.b] {
+            for name in [&adapter.a, &adapter.b].into_iter().chain(&adapter.magnitude) {
                 builder.set_trainable(builder.trainable(name).unwrap(), &values[name].2).unwrap();
             }
         }
@@ -204,7 +236,11 @@ pub(super) fn on_cpu(case: &Case, values: &Values) -> Decoder {
         let (rows, cols, numbers) = values[&name].clone();
         let numbers =
             if case.method == Method::Qlora && is_linear(slot.1) { four_bits(&numbers, case.nf4.0) } else { numbers };
-        let mut param = Param::frozen(&name, rows, cols, Weight::F32(numbers)).unwrap();
+        let numbers = match case.method {
+            Method::Ilora if is_linear(slot.1) => Weight::Int8(Int8::quantise(&numbers, cols).unwrap()),
+            _ => Weight::F32(numbers),
+        };
+        let mut param = Param::frozen(&name, rows, cols, numbers).unwrap();
         param.set_trained(treatment(case, slot, &name) == Treatment::Train);
         param
     };
@@ -219,10 +255,11 @@ pub(super) fn on_cpu(case: &Case, values: &Values) -> Decoder {
                 let (rows, cols, numbers) = values[name].clone();
                 Param::trained(name, rows, cols, Weight::F32(numbers)).unwrap()
             };
+            let magnitude = spec.magnitude.as_ref().map(trained);
             let options =
                 AdapterOptions { scale: spec.scale, dropout: spec.dropout, dropout_stream: spec.dropout_stream };
             linear.adapter =
-                Some(Adapter::new([rows, cols], trained(&spec.a), trained(&spec.b), None, options).unwrap());
+                Some(Adapter::new([rows, cols], trained(&spec.a), trained(&spec.b), magnitude, options).unwrap());
         }
         linear
     };
@@ -288,7 +325,10 @@ pub fn check(context: &Context, report: &mut Report) {
         rank: 4,
         dropout: 0.0,
         nf4: (64, true),
+        dora: Dora::None,
     };
+    let wide = || shape(128, 192, 2, 1, 64, 203, false);
+    let dora = |name, method| Case { name, method, shape: wide(), dora: Dora::All, ..base };
     let cases = [
         Case {
             name: "model lora with biases, dim 64",
@@ -300,13 +340,7 @@ pub fn check(context: &Context, report: &mut Report) {
         },
         Case { name: "model lora, normed heads", shape: base.shape.clone(), ..base },
         Case { name: "model lora with dropout", shape: base.shape.clone(), dropout: 0.25, ..base },
-        Case {
-            name: "model qlora with dropout",
-            method: Method::Qlora,
-            shape: shape(128, 192, 2, 1, 64, 203, false),
-            dropout: 0.1,
-            ..base
-        },
+        Case { name: "model qlora with dropout", method: Method::Qlora, shape: wide(), dropout: 0.1, ..base },
         Case {
             name: "model full, tied",
             method: Method::Full,
@@ -357,6 +391,17 @@ pub fn check(context: &Context, report: &mut Report) {
             nf4: (1024, false),
             ..base
         },
+        dora("model dora", Method::Lora),
+        Case { dropout: 0.25, ..dora("model dora with dropout", Method::Lora) },
+        Case { biases: true, head_norms: false, rank: 3, ..dora("model dora with biases, rank 3", Method::Lora) },
+        Case { biases: true, rank: 3, dropout: 0.1, ..dora("model dora with biases and dropout", Method::Lora) },
+        Case { shape: shape(72, 136, 4, 2, 16, 67, true), ..dora("model dora, tied, odd widths", Method::Lora) },
+        Case { dora: Dora::Some, ..dora("model dora beside lora", Method::Lora) },
+        Case { dora: Dora::Some, dropout: 0.1, ..dora("model dora beside lora, with dropout", Method::Lora) },
+        dora("model dora over nf4", Method::Qlora),
+        Case { dropout: 0.1, ..dora("model dora over nf4 with dropout", Method::Qlora) },
+        dora("model dora over int8", Method::Ilora),
+        Case { dropout: 0.1, ..dora("model dora over int8 with dropout", Method::Ilora) },
     ];
     for case in &cases {
         if report.wants(case.name) {

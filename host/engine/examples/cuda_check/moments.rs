@@ -5,7 +5,7 @@ use liftplan_engine::optim::{AdamWOptions, BLOCK, Bf16Update, Moment};
 use liftplan_engine::storage::dynamic8::{Map, SIGNED, UNSIGNED};
 
 use crate::Report;
-use crate::model::{Case, Method, batch, on_card, shape, values};
+use crate::model::{Case, Dora, Method, batch, on_card, shape, values};
 
 pub fn check(context: &Context, report: &mut Report) {
     let name = "moments in 8 bits";
@@ -23,6 +23,7 @@ pub fn check(context: &Context, report: &mut Report) {
         rank: 4,
         dropout: 0.0,
         nf4: (64, true),
+        dora: Dora::None,
     };
     let mut decoder = on_card(context, &case, &values(&case));
     let batch = batch(case.shape.vocab, 0);

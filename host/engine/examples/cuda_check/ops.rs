@@ -14,13 +14,13 @@ use liftplan_engine::rng::Random;
 use liftplan_engine::storage::dynamic8::SIGNED;
 use liftplan_engine::storage::nf4::{BLOCK_SIZES, Nf4, Nf4Options, Scales};
 
-use crate::Report;
+use crate::{Report, dora};
 
 /// bf16 keeps 8 bits: half of the last is 2⁻⁹, and a result may be rounded after inputs that are exact.
-const BF16: f64 = 4e-3;
+pub(super) const BF16: f64 = 4e-3;
 
-struct Bench<'a> {
-    context: &'a Context,
+pub(super) struct Bench<'a> {
+    pub context: &'a Context,
     random: Random,
     buffers: Vec<Buffer>,
 }
@@ -35,12 +35,12 @@ fn wide(values: Vec<bf16>) -> Vec<f32> {
 }
 
 impl Bench<'_> {
-    fn normal(&mut self, len: usize, mean: f32, spread: f32) -> Vec<f32> {
+    pub fn normal(&mut self, len: usize, mean: f32, spread: f32) -> Vec<f32> {
         rounded((0..len).map(|_| mean + spread * self.random.normal()).collect())
     }
 
     /// A matrix of NaNs, with room behind its rows.
-    fn poisoned<T: Element>(&mut self, rows: usize, cols: usize, room: usize) -> View<T> {
+    pub fn poisoned<T: Element>(&mut self, rows: usize, cols: usize, room: usize) -> View<T> {
         let buffer = Buffer::new(self.context, rows * (cols + room) * size_of::<T>()).unwrap();
         let whole = buffer.view::<T>(rows, cols + room);
         self.context.fill_bytes(whole, 0xff).unwrap();
@@ -48,19 +48,19 @@ impl Bench<'_> {
         whole.slice_cols(0, cols)
     }
 
-    fn narrow(&mut self, rows: usize, cols: usize, room: usize, values: &[f32]) -> View<bf16> {
+    pub fn narrow(&mut self, rows: usize, cols: usize, room: usize, values: &[f32]) -> View<bf16> {
         let view = self.poisoned(rows, cols, room);
         self.context.upload(view, &values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()).unwrap();
         view
     }
 
-    fn put<T: Element>(&mut self, values: &[T]) -> View<T> {
+    pub fn put<T: Element>(&mut self, values: &[T]) -> View<T> {
         let view = self.poisoned(1, values.len(), 0);
         self.context.upload(view, values).unwrap();
         view
     }
 
-    fn get(&self, view: View<bf16>) -> Vec<f32> {
+    pub fn get(&self, view: View<bf16>) -> Vec<f32> {
         wide(self.context.download(view).unwrap())
     }
 }
@@ -69,7 +69,7 @@ type Check = fn(&mut Bench<'_>, &mut Report);
 
 pub fn check(context: &Context, report: &mut Report) {
     let mut bench = Bench { context, random: Random::new(5, 0), buffers: Vec::new() };
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 10] = [
         ("products", products),
         ("norm", norms),
         ("rope", ropes),
@@ -79,6 +79,7 @@ pub fn check(context: &Context, report: &mut Report) {
         ("nf4", nf4),
         ("cache", caches),
         ("attention", attentions),
+        ("dora", dora::check),
     ];
     for (name, check) in checks {
         if report.wants(name) {
@@ -155,13 +156,16 @@ fn norms(bench: &mut Bench<'_>, report: &mut Report) {
 
 fn ropes(bench: &mut Bench<'_>, report: &mut Report) {
     let context = bench.context;
-    for (dim, heads, kv_heads, normed, biased) in [
-        (64, 3, 1, false, false),
-        (80, 4, 2, true, false),
-        (96, 2, 2, false, true),
-        (128, 8, 2, true, true),
-        (256, 5, 1, true, false),
-        (16, 4, 4, true, false),
+    for (dim, heads, kv_heads, normed, biased, scaled) in [
+        (64, 3, 1, false, false, false),
+        (80, 4, 2, true, false, false),
+        (96, 2, 2, false, true, false),
+        (128, 8, 2, true, true, false),
+        (256, 5, 1, true, false, false),
+        (16, 4, 4, true, false, false),
+        (64, 3, 1, false, false, true),
+        (80, 4, 2, true, true, true),
+        (128, 8, 2, true, false, true),
     ] {
         let (tokens, half, cols) = (37, dim / 2, (heads + 2 * kv_heads) * dim);
         let (q_cols, rotated_cols) = (heads * dim, (heads + kv_heads) * dim);
@@ -178,8 +182,14 @@ fn ropes(bench: &mut Bench<'_>, report: &mut Report) {
         let bias = biased.then(|| bench.normal(cols, 0.0, 1.0));
         let (wq, wk) = (bench.normal(dim, 1.0, 0.3), bench.normal(dim, 1.0, 0.3));
         let dy = bench.normal(tokens * cols, 0.0, 1.0);
+        let factor = scaled.then(|| bench.normal(cols, 1.0, 0.3));
         // The CPU's: queries and keys apart.
         let mut expected = x.clone();
+        if let Some(factor) = &factor {
+            for row in expected.chunks_mut(cols) {
+                row.iter_mut().zip(factor).for_each(|(x, f)| *x *= f);
+            }
+        }
         if let Some(bias) = &bias {
             for row in expected.chunks_mut(cols) {
                 row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
@@ -218,12 +228,14 @@ fn ropes(bench: &mut Bench<'_>, report: &mut Report) {
             q_norm: normed.then(|| bench.put(&wq)),
             k_norm: normed.then(|| bench.put(&wk)),
             bias: bias.map(|bias| bench.put(&bias)),
+            factor: factor.map(|factor| bench.put(&factor)),
             eps: 1e-6,
         };
         let signed: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
         let (positions, angles) = (bench.put(&signed), bench.put(&angles));
         let (from, to) = (bench.narrow(tokens, cols, 64, &x), bench.poisoned(tokens, cols, 0));
-        let name = format!("rope: {heads}/{kv_heads} heads of {dim}, norms {normed}, biases {biased}");
+        let name =
+            format!("rope: {heads}/{kv_heads} heads of {dim}, norms {normed}, biases {biased}, factors {scaled}");
         ops::rope(context, &shape, to, from, positions, angles).unwrap();
         report.compare(&format!("{name}, forward"), &bench.get(to), &expected, BF16);
         let d = bench.narrow(tokens, cols, 64, &dy);

@@ -10,7 +10,7 @@ use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, grad_norm};
 use liftplan_engine::{Adapter, Block, Decoder, Keep, StepOptions};
 
 use crate::Report;
-use crate::model::{Case, Method, Values, batch, on_card_with, on_cpu, shape, slots, treatment, values};
+use crate::model::{Case, Dora, Method, Values, batch, on_card_with, on_cpu, shape, slots, treatment, values};
 
 const STEPS: u32 = 20;
 /// The step from which a second run goes on: one adapter rests, and others are still to begin.
@@ -47,7 +47,9 @@ pub fn check(context: &Context, report: &mut Report) {
         rank: 4,
         dropout,
         nf4: (64, true),
+        dora: Dora::None,
     };
+    let dora = |case| Case { dora: Dora::All, ..case };
     let plain = Options::default();
     let tight = Options { rank_multiple: 8, ..plain };
     for case in [
@@ -57,6 +59,10 @@ pub fn check(context: &Context, report: &mut Report) {
         case("picks, qlora in little room", Method::Qlora, Options { moments: MomentFormat::EightBit, ..tight }, 0.0),
         // Ranks by which a group with a weight that trains outgrows its room.
         Case { rank: 5, ..case("picks, beside whole weights", Method::Mixed, tight, 0.0) },
+        dora(case("picks, dora", Method::Lora, plain, 0.0)),
+        dora(case("picks, dora with dropout", Method::Lora, tight, 0.2)),
+        dora(case("picks, dora over nf4", Method::Qlora, plain, 0.0)),
+        dora(Case { rank: 5, ..case("picks, dora beside whole weights", Method::Mixed, tight, 0.0) }),
     ] {
         if report.wants(case.name) {
             compare(context, &case, report);
@@ -99,7 +105,7 @@ fn on_card_run(context: &Context, case: &Case, values: &Values, resume: bool) ->
             .collect();
         if !begins.is_empty() {
             decoder.adapt(&begins).unwrap();
-            let names = begins.iter().flat_map(|(_, spec)| [&spec.a, &spec.b]);
+            let names = begins.iter().flat_map(|(_, spec)| [&spec.a, &spec.b].into_iter().chain(&spec.magnitude));
             let first = names.map(|name| (name.clone(), values[name].2.clone())).collect();
             put(context, &decoder, &first);
         }
@@ -142,8 +148,8 @@ fn put(context: &Context, decoder: &CudaDecoder, numbers: &BTreeMap<String, Vec<
 /// Whether the adapter whose matrix has this name trains in a step.
 fn adapter_trains(case: &Case, step: u32, matrix: &str) -> bool {
     slots(case).into_iter().any(|(slot, name)| {
-        matches!(treatment(case, slot, &name), Treatment::Adapt(spec) if spec.a == matrix || spec.b == matrix)
-            && trains(step, slot)
+        let Treatment::Adapt(spec) = treatment(case, slot, &name) else { return false };
+        [&spec.a, &spec.b].into_iter().chain(&spec.magnitude).any(|name| name == matrix) && trains(step, slot)
     })
 }
 

@@ -14,13 +14,14 @@ pub(super) const DRIVER_GIB: [f64; 2] = [0.52, 0.125];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Method {
     Lora,
+    Dora,
     Qlora,
     Spectrum,
     Qspectrum,
     Full,
 }
 
-use Method::{Full, Lora, Qlora, Qspectrum, Spectrum};
+use Method::{Dora, Full, Lora, Qlora, Qspectrum, Spectrum};
 
 impl Method {
     /// The 8B model's dimensions; those of 1.7B where everything trains.
@@ -97,9 +98,11 @@ fn specs(shape: &ModelShape, method: Method) -> Vec<TensorSpec> {
                 _ => (false, false),
             };
             let treatment = match method {
-                Lora | Qlora if linear => {
+                Lora | Dora | Qlora if linear => {
                     let (a, b) = (format!("{name}.A"), format!("{name}.B"));
-                    Treatment::Adapt(AdapterSpec { rank: 16, scale: 2.0, dropout: 0.0, dropout_stream: 0, a, b })
+                    let magnitude = (method == Dora).then(|| format!("{name}.M"));
+                    let (dropout, dropout_stream) = (0.0, 0);
+                    Treatment::Adapt(AdapterSpec { rank: 16, scale: 2.0, dropout, dropout_stream, a, b, magnitude })
                 }
                 Spectrum | Qspectrum if picked => Treatment::Train,
                 Full => Treatment::Train,

@@ -8,6 +8,7 @@ use half::bf16;
 use super::arena::{ALIGNMENT, Arena, Mark};
 use super::attention::{self, Documents};
 use super::context::Context;
+use super::dora;
 use super::group::{Dropping, Group};
 use super::memory::View;
 use super::ops::{self, Heads};
@@ -70,6 +71,8 @@ pub(crate) struct Pass<'a> {
     pub first: bool,
     /// Dropout of adapters, in training.
     pub dropping: Option<Dropping>,
+    /// Whether magnitudes' factors are to be made: adapters may have changed since they were.
+    pub factors: bool,
 }
 
 /// Some of the documents of a batch.
@@ -88,6 +91,7 @@ impl<'a> Pass<'a> {
             positions: self.positions.slice_cols(piece.first, piece.rows),
             first: self.first && first,
             dropping: self.dropping_from(piece.first),
+            factors: self.factors && piece.first == 0,
             ..*self
         }
     }
@@ -106,6 +110,8 @@ pub(super) struct Attended {
     pub rotated: Option<View<bf16>>,
     pub out: View<bf16>,
     pub lse: View<f32>,
+    /// What the output layer's factors multiply, with magnitudes.
+    pub product: Option<View<bf16>>,
     pub mid: View<bf16>,
     pub before_mid: Mark,
 }
@@ -125,6 +131,8 @@ pub(crate) struct Kept {
     pub(super) attended: Option<Attended>,
     pub(super) normed: Option<View<bf16>>,
     pub(super) gate_up: Option<View<bf16>>,
+    /// What the last layer's factors multiply, with magnitudes.
+    pub(super) product_down: Option<View<bf16>>,
 }
 
 impl Block {
@@ -134,7 +142,7 @@ impl Block {
             || [&self.qkv, &self.o, &self.gate_up, &self.down].into_iter().any(Group::trains)
     }
 
-    pub(super) fn heads(&self) -> Heads {
+    pub(super) fn heads(&self, dropping: Option<Dropping>) -> Heads {
         Heads {
             heads: self.attention.heads,
             kv_heads: self.attention.kv_heads,
@@ -142,13 +150,37 @@ impl Block {
             q_norm: self.q_norm.map(|scale| scale.view),
             k_norm: self.k_norm.map(|scale| scale.view),
             bias: self.qkv.bias,
+            factor: self.qkv.reading(dropping).map(|reading| reading.factor),
             eps: self.eps,
         }
     }
 
     /// Whether rotated heads can take the place of those before: nothing reads these again then.
     pub(super) fn rotates_in_place(&self) -> bool {
-        self.q_norm.is_none() && self.k_norm.is_none() && self.qkv.bias.is_none()
+        self.q_norm.is_none() && self.k_norm.is_none() && self.qkv.bias.is_none() && self.qkv.factors.is_none()
+    }
+
+    /// A group's weights, and its factors if they are to be made.
+    pub(super) fn ready(&self, pass: &Pass<'_>, arena: &mut Arena, group: &Group) -> Result<View<bf16>> {
+        let weight = group.weights(pass.context, arena)?;
+        if pass.factors {
+            group.make_factors(pass.context, arena, weight)?;
+        }
+        Ok(weight)
+    }
+
+    /// The gated activation of what the products of gate and up wrote.
+    pub(super) fn activate(
+        &self,
+        context: &Context,
+        activation: View<bf16>,
+        gate_up: View<bf16>,
+        dropping: Option<Dropping>,
+    ) -> Result<()> {
+        match self.gate_up.reading(dropping) {
+            None => ops::swiglu(context, activation, gate_up),
+            Some(reading) => dora::swiglu(context, activation, gate_up, reading),
+        }
     }
 
     pub(super) fn normed(
@@ -174,9 +206,9 @@ impl Block {
         qkv: View<bf16>,
     ) -> Result<()> {
         let start = arena.mark();
-        let weight = self.qkv.weights(pass.context, arena)?;
+        let weight = self.ready(pass, arena, &self.qkv)?;
         self.qkv.lower(pass.context, arena, weight, normed, pass.dropping)?;
-        self.qkv.forward(pass.context, weight, normed, qkv, None)?;
+        self.qkv.forward(pass.context, arena, weight, normed, qkv, (None, None), pass.dropping)?;
         arena.release_high(start);
         Ok(())
     }
@@ -225,9 +257,9 @@ impl Block {
             arena.release_high(mark);
         }
         // Packed weights are unpacked once for all pieces.
-        self.feed_forward(pass, arena, mid, out, [None, None, low_down])?;
+        self.feed_forward(pass, arena, mid, out, [None, None, low_down, None])?;
         arena.release_high(start);
-        Ok(Kept { x, low_down, attended: None, normed: None, gate_up: None })
+        Ok(Kept { x, low_down, attended: None, normed: None, gate_up: None, product_down: None })
     }
 
     fn make_low(&self, arena: &mut Arena, rows: usize, level: Option<Level>) -> Result<Option<View<bf16>>> {
@@ -251,6 +283,8 @@ impl Block {
         let (keeps, all) = (level >= Some(Level::Products), level == Some(Level::All));
         let low_down = self.make_low(arena, x.rows(), level)?;
         let gate_up = keeps.then(|| arena.low(x.rows(), self.gate_up.outputs, self.gate_up.rank)).transpose()?;
+        let keeps_product = keeps && self.down.reading(pass.dropping).is_some();
+        let product_down = keeps_product.then(|| arena.low(x.rows(), x.cols(), 0)).transpose()?;
         let mid = match place {
             Some(place) => place.mid,
             None => arena.take_view(keeps, x.rows(), x.cols(), 0)?,
@@ -261,10 +295,10 @@ impl Block {
         // Normed rows are read again by gradients of weights alone.
         let keeps_normed = all && self.gate_up.trains();
         let normed = keeps_normed.then(|| arena.low(x.rows(), x.cols(), self.gate_up.rank)).transpose()?;
-        self.feed_forward(pass, arena, mid, out, [gate_up, normed, low_down])?;
+        self.feed_forward(pass, arena, mid, out, [gate_up, normed, low_down, product_down])?;
         arena.release_high(mark);
         let attended = (keeps || place.is_some()).then_some(attended);
-        Ok(Kept { x, low_down, attended, normed, gate_up })
+        Ok(Kept { x, low_down, attended, normed, gate_up, product_down })
     }
 
     /// The feed-forward half, a few rows at a time; what is given to keep is written there.
@@ -274,11 +308,11 @@ impl Block {
         arena: &mut Arena,
         mid: View<bf16>,
         out: View<bf16>,
-        [gate_up, normed, low_down]: [Option<View<bf16>>; 3],
+        [gate_up, normed, low_down, product_down]: [Option<View<bf16>>; 4],
     ) -> Result<()> {
         let start = arena.mark();
-        let gate_up_weight = self.gate_up.weights(pass.context, arena)?;
-        let down_weight = self.down.weights(pass.context, arena)?;
+        let gate_up_weight = self.ready(pass, arena, &self.gate_up)?;
+        let down_weight = self.ready(pass, arena, &self.down)?;
         for (first, rows) in chunks(mid.rows(), pass.mlp_rows) {
             let chunk = arena.mark();
             let mid = mid.slice_rows(first, rows);
@@ -291,16 +325,18 @@ impl Block {
                 Some(gate_up) => gate_up.slice_rows(first, rows),
                 None => arena.high(rows, self.gate_up.outputs, 0)?,
             };
-            self.gate_up.lower(pass.context, arena, gate_up_weight, normed, pass.dropping_from(first))?;
-            self.gate_up.forward(pass.context, gate_up_weight, normed, gate_up, None)?;
+            let dropping = pass.dropping_from(first);
+            self.gate_up.lower(pass.context, arena, gate_up_weight, normed, dropping)?;
+            self.gate_up.forward(pass.context, arena, gate_up_weight, normed, gate_up, (None, None), dropping)?;
             let activation = arena.high::<bf16>(rows, self.intermediate, self.down.rank)?;
-            ops::swiglu(pass.context, activation, gate_up)?;
-            self.down.lower(pass.context, arena, down_weight, activation, pass.dropping_from(first))?;
+            self.activate(pass.context, activation, gate_up, dropping)?;
+            self.down.lower(pass.context, arena, down_weight, activation, dropping)?;
             if let Some(low) = low_down {
                 let low = low.slice_rows(first, rows);
                 pass.context.copy(low, activation.slice_cols(self.intermediate, self.down.rank))?;
             }
-            self.down.forward(pass.context, down_weight, activation, out.slice_rows(first, rows), Some(mid))?;
+            let (out, product) = (out.slice_rows(first, rows), product_down.map(|view| view.slice_rows(first, rows)));
+            self.down.forward(pass.context, arena, down_weight, activation, out, (Some(mid), product), dropping)?;
             arena.release_high(chunk);
         }
         arena.release_high(start);
@@ -328,6 +364,8 @@ impl Block {
                 arena.take_view::<f32>(products, shape.heads, tokens, 0)?,
             ),
         };
+        let keeps_product = products && self.o.reading(pass.dropping).is_some();
+        let product = keeps_product.then(|| arena.low(tokens, x.cols(), 0)).transpose()?;
         let in_place = self.rotates_in_place();
         let rotated = match in_place {
             true => qkv,
@@ -343,12 +381,12 @@ impl Block {
         let normed = self.normed(pass, arena, keeps_normed, x, self.input_norm, self.qkv.rank)?;
         self.project_heads(pass, arena, normed, qkv)?;
         arena.release_high(inner);
-        ops::rope(context, &self.heads(), rotated, qkv, pass.positions, pass.table)?;
+        ops::rope(context, &self.heads(pass.dropping), rotated, qkv, pass.positions, pass.table)?;
         context.kind(Kind::Attention);
         attention::forward(context, shape, pass.documents, attention::Kept { qkv: rotated, out, lse })?;
-        let weight = self.o.weights(context, arena)?;
+        let weight = self.ready(pass, arena, &self.o)?;
         self.o.lower(context, arena, weight, out, pass.dropping)?;
-        self.o.forward(context, weight, out, mid, Some(x))?;
+        self.o.forward(context, arena, weight, out, mid, (Some(x), product), pass.dropping)?;
         arena.release_high(inner);
         Ok(Attended {
             normed: keeps_normed.then_some(normed),
@@ -356,6 +394,7 @@ impl Block {
             rotated: (place.is_none() && (all || !products || in_place)).then_some(rotated),
             out,
             lse,
+            product,
             mid,
             before_mid,
         })

@@ -39,6 +39,7 @@ impl Block {
                 attended: None,
                 normed: None,
                 gate_up: None,
+                product_down: None,
             };
             let pass = pass.of(piece, i == 0);
             done = self.backward_whole(&pass, arena, grads, rows(d), &part, need_dx, Some(weights))?;
@@ -117,19 +118,52 @@ impl Block {
                 (Some(gate_up), _) => gate_up.slice_rows(first, rows),
                 (None, Some(normed)) => {
                     let gate_up = arena.high(rows, self.gate_up.outputs, self.gate_up.rank)?;
-                    self.gate_up.forward(context, gate_up_weight, normed, gate_up, None)?;
+                    self.gate_up.forward(context, arena, gate_up_weight, normed, gate_up, (None, None), dropping)?;
                     gate_up
                 }
                 (None, None) => return Ok(false),
             };
             // The gradient of the activation, and in its place the activation, if gradients of weights read it.
-            let activation = arena.high::<bf16>(rows, self.intermediate, 0)?;
-            self.down.lower_gradient(context, down_weight, d)?;
-            self.down.input_gradient(context, arena, down_weight, d, activation, dropping)?;
-            ops::swiglu_backward(context, gate_up, activation, self.down.trains())?;
+            let room = if self.down.factors.is_some() { self.down.rank } else { 0 };
+            let activation = arena.high::<bf16>(rows, self.intermediate, room)?;
+            let d_down = self.down.product_gradient(context, arena, d, false, dropping)?;
+            self.down.lower_gradient(context, down_weight, d_down)?;
+            self.down.input_gradient(context, arena, down_weight, [d, d_down], activation, dropping)?;
+            let (again, reading) = (self.down.trains(), self.gate_up.reading(dropping));
+            match reading {
+                None => ops::swiglu_backward(context, gate_up, activation, again)?,
+                Some(reading) => {
+                    let both = [gate_up, activation];
+                    self.gate_up.swiglu_backward(context, arena, grads, reading, both, again)?;
+                }
+            }
             let low = kept.low_down.map(|low| low.slice_rows(first, rows));
-            self.down.weight_gradients(context, arena, grads, d, activation, low, is_first, dropping)?;
-            let d_gate_up = gate_up;
+            if let Some(low) = low.filter(|_| self.down.factors.is_some()) {
+                context.copy(activation.slice_cols(self.intermediate, self.down.rank), low)?;
+                let product = kept.product_down.map(|product| product.slice_rows(first, rows));
+                self.down.magnitude_gradients(context, arena, grads, down_weight, d, product, activation, dropping)?;
+            }
+            self.down.bias_gradients(context, arena, grads, d)?;
+            self.down.weight_gradients(context, arena, grads, d_down, activation, low, is_first, dropping)?;
+            let d_gate_up = match (reading, normed) {
+                (Some(_), _) => gate_up,
+                (None, normed) => {
+                    self.gate_up.bias_gradients(context, arena, grads, gate_up)?;
+                    if let Some(x) = normed {
+                        self.gate_up.magnitude_gradients(
+                            context,
+                            arena,
+                            grads,
+                            gate_up_weight,
+                            gate_up,
+                            None,
+                            x,
+                            dropping,
+                        )?;
+                    }
+                    self.gate_up.product_gradient(context, arena, gate_up, true, dropping)?
+                }
+            };
             self.gate_up.lower_gradient(context, gate_up_weight, d_gate_up)?;
             if let Some(normed) = normed {
                 let low = normed.slice_cols(self.gate_up.inputs, self.gate_up.rank);
@@ -138,7 +172,8 @@ impl Block {
             }
             if need_normed {
                 let d_normed = arena.high::<bf16>(rows, self.hidden, 0)?;
-                self.gate_up.input_gradient(context, arena, gate_up_weight, d_gate_up, d_normed, dropping)?;
+                let d_both = [gate_up, d_gate_up];
+                self.gate_up.input_gradient(context, arena, gate_up_weight, d_both, d_normed, dropping)?;
                 self.backward_norm(pass, arena, grads, [d, d_normed, mid], self.post_norm, need_mid)?;
             }
             arena.release_high(chunk);
@@ -184,7 +219,7 @@ impl Block {
         need_dx: bool,
     ) -> Result<bool> {
         let context = pass.context;
-        let (tokens, shape, heads) = (d.rows(), &self.attention, self.heads());
+        let (tokens, shape, heads) = (d.rows(), &self.attention, self.heads(pass.dropping));
         let d_qkv = need_qkv.then(|| arena.high::<bf16>(tokens, self.qkv.outputs, self.qkv.rank)).transpose()?;
         let heads_kept = match attended.qkv {
             None if need_qkv => Some(self.heads_again(pass, arena, x)?),
@@ -192,13 +227,16 @@ impl Block {
         };
         let after = arena.mark();
         let weight = self.o.weights(context, arena)?;
-        self.o.lower_gradient(context, weight, d)?;
-        let low = attended.out.slice_cols(self.o.inputs, self.o.rank);
         let (first, dropping) = (pass.first, pass.dropping);
-        self.o.weight_gradients(context, arena, grads, d, attended.out, Some(low), first, dropping)?;
+        self.o.bias_gradients(context, arena, grads, d)?;
+        self.o.magnitude_gradients(context, arena, grads, weight, d, attended.product, attended.out, dropping)?;
+        let d_o = self.o.product_gradient(context, arena, d, false, dropping)?;
+        self.o.lower_gradient(context, weight, d_o)?;
+        let low = attended.out.slice_cols(self.o.inputs, self.o.rank);
+        self.o.weight_gradients(context, arena, grads, d_o, attended.out, Some(low), first, dropping)?;
         let (Some(d_qkv), Some((qkv, normed))) = (d_qkv, heads_kept) else { return Ok(false) };
         let d_out = arena.high::<bf16>(tokens, shape.heads * shape.dim, 0)?;
-        self.o.input_gradient(context, arena, weight, d, d_out, dropping)?;
+        self.o.input_gradient(context, arena, weight, [d, d_o], d_out, dropping)?;
         let rotated = match attended.rotated {
             Some(rotated) => rotated,
             None => {
@@ -228,7 +266,8 @@ impl Block {
         ops::rope_backward(context, &heads, d_qkv, qkv, pass.positions, pass.table, norm_grads)?;
         arena.release_high(after);
         let weight = self.qkv.weights(context, arena)?;
-        self.qkv.lower_gradient(context, weight, d_qkv)?;
+        self.qkv.bias_gradients(context, arena, grads, d_qkv)?;
+        let mut d_products = d_qkv;
         if self.qkv.trains() {
             let normed = match normed {
                 Some(normed) => normed,
@@ -239,11 +278,14 @@ impl Block {
                 }
             };
             let low = normed.slice_cols(self.qkv.inputs, self.qkv.rank);
-            self.qkv.weight_gradients(context, arena, grads, d_qkv, normed, Some(low), first, dropping)?;
+            self.qkv.magnitude_gradients(context, arena, grads, weight, d_qkv, Some(qkv), normed, dropping)?;
+            d_products = self.qkv.product_gradient(context, arena, d_qkv, true, dropping)?;
+            self.qkv.lower_gradient(context, weight, d_products)?;
+            self.qkv.weight_gradients(context, arena, grads, d_products, normed, Some(low), first, dropping)?;
         }
         if need_dx || self.input_norm.trained.is_some() {
             let d_normed = arena.high::<bf16>(tokens, self.hidden, 0)?;
-            self.qkv.input_gradient(context, arena, weight, d_qkv, d_normed, dropping)?;
+            self.qkv.input_gradient(context, arena, weight, [d_qkv, d_products], d_normed, dropping)?;
             self.backward_norm(pass, arena, grads, [d, d_normed, x], self.input_norm, need_dx)?;
         }
         Ok(need_dx)

@@ -216,7 +216,7 @@ impl Builder {
                 ops::scaled_copy(&context, copy, master, trainable.scale)?;
             }
         }
-        context.synchronize()
+        self.decoder.begin_magnitudes(|_| true)
     }
 
     /// Which trainable has this name.

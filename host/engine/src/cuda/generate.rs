@@ -99,7 +99,9 @@ impl Decoder {
             this.context.upload(id_view, &ids)?;
             this.context.upload(position_view, &positions)?;
             let documents = Documents::new(View::at(0, 1, 0, 0), Vec::new());
-            let pass = this.forward_pass(&documents, position_view, count);
+            // Factors are those of the cache's first tokens: nothing trains while it is read.
+            let factors = first == 0;
+            let pass = Pass { factors, ..this.forward_pass(&documents, position_view, count) };
             let x = arena.low::<bf16>(count, this.shape().hidden, 0)?;
             ops::embed(&this.context, x, this.embedding.view, id_view)?;
             for (layer, block) in this.blocks.iter().enumerate() {
@@ -127,30 +129,30 @@ impl Block {
         let mark = arena.mark();
         let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
         let qkv = arena.high::<bf16>(tokens, self.qkv.outputs, 0)?;
-        let weight = self.qkv.weights(context, arena)?;
+        let weight = self.ready(pass, arena, &self.qkv)?;
         self.qkv.lower(context, arena, weight, normed, None)?;
-        self.qkv.forward(context, weight, normed, qkv, None)?;
-        ops::rope(context, &self.heads(), qkv, qkv, pass.positions, pass.table)?;
+        self.qkv.forward(context, arena, weight, normed, qkv, (None, None), None)?;
+        ops::rope(context, &self.heads(None), qkv, qkv, pass.positions, pass.table)?;
         let (q_cols, kv_cols) = (shape.heads * shape.dim, shape.kv_heads * shape.dim);
         context.copy(keys.slice_rows(first, tokens), qkv.slice_cols(q_cols, kv_cols))?;
         context.copy(values.slice_rows(first, tokens), qkv.slice_cols(q_cols + kv_cols, kv_cols))?;
         let out = arena.high::<bf16>(tokens, q_cols, self.o.rank)?;
         context.kind(Kind::Attention);
         attention::decode(context, shape, qkv.slice_cols(0, q_cols), [keys, values], first, out)?;
-        let weight = self.o.weights(context, arena)?;
+        let weight = self.ready(pass, arena, &self.o)?;
         self.o.lower(context, arena, weight, out, None)?;
-        self.o.forward(context, weight, out, x, Some(x))?;
+        self.o.forward(context, arena, weight, out, x, (Some(x), None), None)?;
         arena.release_high(mark);
         let normed = self.normed(pass, arena, false, x, self.post_norm, self.gate_up.rank)?;
         let gate_up = arena.high::<bf16>(tokens, self.gate_up.outputs, 0)?;
-        let weight = self.gate_up.weights(context, arena)?;
+        let weight = self.ready(pass, arena, &self.gate_up)?;
         self.gate_up.lower(context, arena, weight, normed, None)?;
-        self.gate_up.forward(context, weight, normed, gate_up, None)?;
+        self.gate_up.forward(context, arena, weight, normed, gate_up, (None, None), None)?;
         let activation = arena.high::<bf16>(tokens, self.intermediate, self.down.rank)?;
-        ops::swiglu(context, activation, gate_up)?;
-        let weight = self.down.weights(context, arena)?;
+        self.activate(context, activation, gate_up, None)?;
+        let weight = self.ready(pass, arena, &self.down)?;
         self.down.lower(context, arena, weight, activation, None)?;
-        self.down.forward(context, weight, activation, x, Some(x))?;
+        self.down.forward(context, arena, weight, activation, x, (Some(x), None), None)?;
         arena.release_high(mark);
         Ok(())
     }

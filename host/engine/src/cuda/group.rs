@@ -10,6 +10,8 @@
 //!
 //! With dropout an adapter's input is another than the weight's, so that its `low` and its part of `dx` are products of their own.
 //!
+//! With DoRA the outputs are these products times factors; `group_dora.rs` says how.
+//!
 //! `low` is written beside `x`, into room that every buffer of activations has behind its columns; so is `d_low` beside
 //! `dy`. Ranks of the parts stand beside each other, B's blocks on the diagonal.
 
@@ -18,6 +20,7 @@ use half::bf16;
 use super::arena::Arena;
 use super::context::Context;
 use super::gemm::{Layout, multiply};
+use super::group_dora::{Factors, Magnitude};
 use super::in_backward::Grads;
 use super::memory::View;
 use super::nf4;
@@ -54,6 +57,8 @@ pub(crate) struct PartAdapter {
     /// Probability and stream of its dropout.
     pub dropout: (f32, u32),
     pub b: usize,
+    /// With DoRA.
+    pub magnitude: Option<Magnitude>,
 }
 
 /// The dropout of a pass over some of a batch's rows: seed and count, and the first row's place in the batch.
@@ -127,13 +132,13 @@ impl Standing {
 }
 
 impl PartAdapter {
-    /// The adapter of `spec` whose ranks begin at `at`, and whose B is the trainable `b`.
-    pub fn new(spec: &AdapterSpec, at: usize, b: usize) -> Self {
+    /// The adapter of `spec` whose ranks begin at `at`, and whose B is the trainable `b`; with its magnitudes.
+    pub fn new(spec: &AdapterSpec, at: usize, b: usize, magnitude: Option<Magnitude>) -> Self {
         let dropout = (spec.dropout, spec.dropout_stream);
-        Self { rank: spec.rank, at, scale: spec.scale, dropout, b }
+        Self { rank: spec.rank, at, scale: spec.scale, dropout, b, magnitude }
     }
 
-    fn mask(&self, dropping: Option<Dropping>) -> Option<Mask> {
+    pub(super) fn mask(&self, dropping: Option<Dropping>) -> Option<Mask> {
         let (p, stream) = self.dropout;
         let Dropping { pass, first_row } = dropping.filter(|_| p > 0.0)?;
         Some(Mask { p, pass, stream, first_row })
@@ -161,6 +166,8 @@ pub(crate) struct Group {
     pub bias: Option<View<f32>>,
     /// Whether another kernel adds the bias: the rotation of queries, keys and values.
     pub bias_elsewhere: bool,
+    /// With DoRA in any part.
+    pub factors: Option<Factors>,
     pub parts: Vec<Part>,
 }
 
@@ -224,19 +231,26 @@ impl Group {
         self.parts.iter().filter_map(|part| part.adapter.as_ref())
     }
 
-    fn drops(&self, dropping: Option<Dropping>) -> bool {
+    pub(super) fn drops(&self, dropping: Option<Dropping>) -> bool {
         self.adapters().any(|adapter| adapter.mask(dropping).is_some())
     }
 
-    /// `y = x · Wᵀ` and what the adapters add, plus `add`. `x` with [`Group::lower`] beside it.
+    /// `y = x · Wᵀ` and what the adapters add, plus `add`. `x` with [`Group::lower`] beside it. With magnitudes `y` or, where
+    /// something is added, `product` takes what [`Group::reading`] turns into the outputs.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
         context: &Context,
+        arena: &mut Arena,
         weight: View<bf16>,
         x: View<bf16>,
         y: View<bf16>,
-        add: Option<View<bf16>>,
+        (add, product): (Option<View<bf16>>, Option<View<bf16>>),
+        dropping: Option<Dropping>,
     ) -> Result<()> {
+        if self.factors.is_some() {
+            return self.forward_with_factors(context, arena, weight, x, y, (add, product), dropping);
+        }
         context.kind(Kind::Base);
         let inner = self.inputs + self.rank;
         let w = weight.slice_rows(0, self.outputs).slice_cols(0, inner);
@@ -257,41 +271,48 @@ impl Group {
         multiply(context, Layout::Nn, dy.slice_cols(self.outputs, self.rank), 1.0, dy, b, None)
     }
 
-    /// `dx`, given `dy` with [`Group::lower_gradient`] beside it.
+    /// `dx`, given the gradients of the outputs and, with [`Group::lower_gradient`] beside them, of the products: the same without
+    /// magnitudes.
+    #[allow(clippy::too_many_arguments)]
     pub fn input_gradient(
         &self,
         context: &Context,
         arena: &mut Arena,
         weight: View<bf16>,
-        dy: View<bf16>,
+        [dy, d_product]: [View<bf16>; 2],
         dx: View<bf16>,
         dropping: Option<Dropping>,
     ) -> Result<()> {
         context.kind(Kind::Base);
         let drops = self.drops(dropping);
-        let inner = if drops { self.outputs } else { self.outputs + self.rank };
+        let (base, inner) = if drops { (dy, self.outputs) } else { (d_product, self.outputs + self.rank) };
         let w = weight.slice_rows(0, inner).slice_cols(0, self.inputs);
-        multiply(context, Layout::Nn, dx, 1.0, dy.slice_cols(0, inner), w, None)?;
-        for adapter in self.adapters().filter(|_| drops) {
+        multiply(context, Layout::Nn, dx, 1.0, base.slice_cols(0, inner), w, None)?;
+        for part in self.parts.iter().filter(|_| drops) {
+            let Some(adapter) = &part.adapter else { continue };
             context.kind(Kind::Adapter);
             let a = weight.slice_rows(self.outputs + adapter.at, adapter.rank).slice_cols(0, self.inputs);
-            let d_low = dy.slice_cols(self.outputs + adapter.at, adapter.rank);
-            match adapter.mask(dropping) {
-                None => multiply(context, Layout::Nn, dx, 1.0, d_low, a, Some((1.0, dx)))?,
-                Some(mask) => {
-                    let mark = arena.mark();
-                    let through = arena.high::<bf16>(dy.rows(), self.inputs, 0)?;
-                    multiply(context, Layout::Nn, through, 1.0, d_low, a, None)?;
-                    ops::dropout(context, dx, through, mask, true)?;
-                    arena.release_high(mark);
-                }
+            let d_low = d_product.slice_cols(self.outputs + adapter.at, adapter.rank);
+            let mark = arena.mark();
+            let through = match adapter.mask(dropping) {
+                None => dx,
+                Some(_) => arena.high::<bf16>(dy.rows(), self.inputs, 0)?,
+            };
+            let adds = adapter.mask(dropping).is_none();
+            multiply(context, Layout::Nn, through, 1.0, d_low, a, adds.then_some((1.0, through)))?;
+            if adapter.magnitude.is_some() {
+                self.beyond(context, arena, weight, part, dy, through)?;
             }
+            if let Some(mask) = adapter.mask(dropping) {
+                ops::dropout(context, dx, through, mask, true)?;
+            }
+            arena.release_high(mark);
         }
         Ok(())
     }
 
-    /// Adds the gradients of what trains in the group. `low` stands beside `x` or elsewhere; `first` says that the
-    /// gradients are to be replaced.
+    /// Adds the gradients of the matrices that train in the group, given those of the products in `dy`. `low` stands beside `x` or
+    /// elsewhere; `first` says that the gradients are to be replaced.
     #[allow(clippy::too_many_arguments)]
     pub fn weight_gradients(
         &self,
@@ -345,6 +366,14 @@ impl Group {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients of the biases that train, given those of the outputs.
+    pub fn bias_gradients(&self, context: &Context, arena: &mut Arena, grads: Grads<'_>, dy: View<bf16>) -> Result<()> {
+        for part in &self.parts {
+            let dy = dy.slice_cols(part.at, part.outputs);
             if let Some(bias) = part.bias
                 && let Grad::Wide(grad) = grads.trainables[bias].grad
             {

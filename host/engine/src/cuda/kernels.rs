@@ -53,13 +53,14 @@ pub mod sources {
     sources! {
         ATTENTION_PLAIN = "attention_plain.cu";
         NORM = "norm.cu", [("GROUPS", 1)], [("GROUPS", 4)];
-        ROPE = "rope.cu", [("PARTS", 1)];
+        ROPE = "rope.cu", [("PARTS", 1)], [("FACTORS", 1)], [("PARTS", 1), ("FACTORS", 1)];
         SWIGLU = "swiglu.cu";
         LOSS = "loss.cu";
         EMBEDDING = "embedding.cu";
         ADAMW = "adamw.cu", [("MOMENTS", 16)], [("MOMENTS", 8)];
         NF4 = "nf4.cu", [("BLOCK", 32)], [("BLOCK", 4096)];
         DROPOUT = "dropout.cu", [("ADD", 1)];
+        DORA = "dora.cu";
         INT8 = "int8.cu";
         BIAS = "bias.cu";
         GRAM = "gram.cu";

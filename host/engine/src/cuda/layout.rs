@@ -10,6 +10,7 @@ use super::builder::{Place, unfit};
 use super::context::Context;
 use super::decoder::Table;
 use super::group::{Group, Part, PartAdapter, Standing, padded};
+use super::group_dora::{Factors, Magnitude};
 use super::locked::Locked;
 use super::memory::{Element, View};
 use super::nf4;
@@ -127,24 +128,9 @@ impl<'a> Maker<'a> {
         let trained = match &spec.treatment {
             Treatment::Frozen => None,
             Treatment::Train => {
-                let grad = Grad::Wide(self.slab.zeros(1, view.cols(), 0)?);
-                Some(self.push(Trainable {
-                    name: spec.name.clone(),
-                    rows: 1,
-                    cols: view.cols(),
-                    master: Some(view),
-                    copy: None,
-                    scale: 1.0,
-                    on_bf16_grid: spec.storage == Storage::Bf16,
-                    value_is_copy: false,
-                    grad,
-                    in_window: false,
-                    moments: None,
-                    updates: 0,
-                    key: (slot, 0),
-                    trains: true,
-                    own: None,
-                }))
+                let grad = self.slab.zeros(1, view.cols(), 0)?;
+                let on_bf16_grid = spec.storage == Storage::Bf16;
+                Some(self.push(Trainable { on_bf16_grid, ..Trainable::of_vector(&spec.name, (slot, 0), [view, grad]) }))
             }
             Treatment::Adapt(_) => return Err(unfit(slot, "frozen or trained", "an adapter")),
         };
@@ -250,14 +236,26 @@ impl<'a> Maker<'a> {
                 let a_grad = a_grad.slice_rows(rank_at, rank);
                 self.adapter_matrix((&adapter.a, (spec.slot, 1)), a_copy, 1.0, Some(a_grad))?;
                 let b = self.adapter_matrix((&adapter.b, (spec.slot, 2)), b_copy, adapter.scale, None)?;
-                part.adapter = Some(PartAdapter::new(adapter, rank_at, b));
+                let magnitude = match &adapter.magnitude {
+                    Some(name) => Some(self.magnitude(name, (spec.slot, 3), rows)?),
+                    None => None,
+                };
+                part.adapter = Some(PartAdapter::new(adapter, rank_at, b, magnitude));
                 rank_at += rank;
             }
             at += rows;
             parts.push(part);
         }
+        let has_magnitudes = parts.iter().filter_map(|part| part.adapter.as_ref()).any(|a| a.magnitude.is_some());
+        let factors = if has_magnitudes { Some(Factors::take(self.context, &mut self.slab, outputs)?) } else { None };
         let bias_elsewhere = roles.first().is_some_and(|(role, _)| *role == Role::Q);
-        Ok(Group { inputs, outputs, rank, ranks, weight, a, b, a_grad, bias, bias_elsewhere, parts })
+        Ok(Group { inputs, outputs, rank, ranks, weight, a, b, a_grad, bias, bias_elsewhere, factors, parts })
+    }
+
+    /// An adapter's magnitudes.
+    fn magnitude(&mut self, name: &str, key: (Slot, u8), outputs: usize) -> Result<Magnitude> {
+        let numbers = [self.slab.zeros(1, outputs, 0)?, self.slab.zeros(1, outputs, 0)?];
+        Ok(Magnitude { trained: self.push(Trainable::of_vector(name, key, numbers)), values: numbers[0] })
     }
 
     fn packed(&mut self, spec: &TensorSpec, rows: usize, cols: usize) -> Result<Packed> {

@@ -114,6 +114,7 @@ impl Decoder {
             mlp_rows,
             first: true,
             dropping: None,
+            factors: true,
         }
     }
 

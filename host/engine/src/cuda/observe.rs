@@ -54,7 +54,7 @@ impl Decoder {
                 let mark = arena.mark();
                 let kept = block.forward(&pass, arena, x, out, Some(Level::All), None)?;
                 let activation = arena.high::<bf16>(tokens, block.intermediate, 0)?;
-                kept.gate_up.map_or(Ok(()), |gate_up| ops::swiglu(context, activation, gate_up))?;
+                kept.gate_up.map_or(Ok(()), |gate_up| block.activate(context, activation, gate_up, None))?;
                 if !context.is_dry() {
                     let read = [
                         (&[Role::Q, Role::K, Role::V][..], kept.attended.and_then(|attended| attended.normed)),

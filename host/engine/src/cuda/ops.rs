@@ -130,6 +130,8 @@ pub struct Heads {
     pub k_norm: Option<View<f32>>,
     /// Biases of queries, keys and values.
     pub bias: Option<View<f32>>,
+    /// What they are to be multiplied by before, with DoRA.
+    pub factor: Option<View<f32>>,
     /// Epsilon of the norms.
     pub eps: f32,
 }
@@ -168,12 +170,13 @@ pub fn rope(
     context.kind(Kind::Rope);
     #[rustfmt::skip]
     let arguments = args![
-        to, from, positions, table, heads.q_norm, heads.k_norm, heads.bias, to.rows(), heads.heads, heads.kv_heads,
+        to, from, positions, table, heads.q_norm, heads.k_norm, heads.bias, heads.factor, to.rows(), heads.heads, heads.kv_heads,
         heads.dim, to.stride(), from.stride(), heads.eps, heads.lanes()
     ];
     let threads = heads.threads(heads.heads + 2 * heads.kv_heads, 12);
     let launch = Launch::new(rope_blocks(context, to.rows()), threads);
-    context.launch(&sources::ROPE, &[("PARTS", 0)], "rope_forward", launch, arguments)
+    let defines = [("PARTS", 0), ("FACTORS", i64::from(heads.factor.is_some()))];
+    context.launch(&sources::ROPE, &defines, "rope_forward", launch, arguments)
 }
 
 /// Gradients of the queries' and the keys' norms to add to, and [`rope_parts_len`] numbers in between.
@@ -207,10 +210,10 @@ pub fn rope_backward(
     let parts = norm_grads.as_ref().map(|(_, parts)| *parts);
     #[rustfmt::skip]
     let arguments = args![
-        d, parts, before, positions, table, heads.q_norm, heads.k_norm, heads.bias, tokens, heads.heads,
+        d, parts, before, positions, table, heads.q_norm, heads.k_norm, heads.bias, heads.factor, tokens, heads.heads,
         heads.kv_heads, heads.dim, d.stride(), before.stride(), heads.eps, heads.lanes()
     ];
-    let sums = [("PARTS", i64::from(norm_grads.is_some()))];
+    let sums = [("PARTS", i64::from(norm_grads.is_some())), ("FACTORS", i64::from(heads.factor.is_some()))];
     let threads = if norm_grads.is_some() { 256 } else { heads.threads(heads.heads + heads.kv_heads, 10) };
     context.launch(&sources::ROPE, &sums, "rope_backward", Launch::new(blocks, threads), arguments)?;
     let Some((grads, parts)) = norm_grads else { return Ok(()) };

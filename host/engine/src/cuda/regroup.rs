@@ -12,6 +12,7 @@ use half::bf16;
 use super::builder::{Place, unfit};
 use super::decoder::Decoder;
 use super::group::{Group, Part, PartAdapter, Standing, padded};
+use super::group_dora::{Factors, Magnitude};
 use super::memory::View;
 use super::ops;
 use super::slab::Slab;
@@ -27,7 +28,7 @@ type Wanted<'a> = BTreeMap<usize, (Slot, &'a AdapterSpec)>;
 
 impl Decoder {
     /// Puts adapters beside weights that have none. Their matrices are zero until they are set, and train once
-    /// [`Decoder::set_active`] says so.
+    /// [`Decoder::set_active`] says so; magnitudes wait for [`Decoder::begin_magnitudes`] or their numbers.
     ///
     /// # Errors
     /// When a weight is no linear layer's, has an adapter or trains itself, or there is no memory: what was asked for is not there
@@ -70,11 +71,19 @@ impl Decoder {
         };
         let a_grad = fresh.take::<f32>(ranks, inputs, 0)?;
         let mut matrices: BTreeMap<usize, [View<f32>; 3]> = BTreeMap::new();
+        let mut magnitudes: BTreeMap<usize, [View<f32>; 2]> = BTreeMap::new();
         for (&at, (_, spec)) in wanted {
             let rows = group.parts.get(at).map_or(0, |part| part.outputs);
             let (a, b) = (slab.zeros(spec.rank, inputs, 0)?, slab.zeros(rows, spec.rank, 0)?);
             matrices.insert(at, [a, b, slab.take(rows, spec.rank, 0)?]);
+            if spec.magnitude.is_some() {
+                magnitudes.insert(at, [slab.zeros(1, rows, 0)?, slab.zeros(1, rows, 0)?]);
+            }
         }
+        let factors = match group.factors {
+            None if !magnitudes.is_empty() => Some(Factors::take(context, slab, outputs)?),
+            factors => factors,
+        };
 
         let numbers = |view: View<bf16>| view.slice_rows(0, outputs).slice_cols(0, inputs);
         match (moves, standing.weight, before.weight) {
@@ -125,14 +134,20 @@ impl Decoder {
                     };
                     trainables.push(of(&spec.a, 1, a_copy, 1.0, [a, a_grad]));
                     trainables.push(of(&spec.b, 2, b_copy, spec.scale, [b, b_grad]));
-                    part.adapter = Some(PartAdapter::new(spec, at, trainables.len() - 1));
+                    let b = trainables.len() - 1;
+                    let magnitude = spec.magnitude.as_ref().zip(magnitudes.get(&i)).map(|(name, &numbers)| {
+                        let trains = false;
+                        trainables.push(Trainable { trains, ..Trainable::of_vector(name, (slot, 3), numbers) });
+                        Magnitude { trained: b + 1, values: numbers[0] }
+                    });
+                    part.adapter = Some(PartAdapter::new(spec, at, b, magnitude));
                 }
                 _ => {}
             }
             at += rank;
         }
         (group.weight, group.a, group.b) = (standing.weight, standing.a, standing.b);
-        (group.rank, group.ranks) = (rank, ranks);
+        (group.rank, group.ranks, group.factors) = (rank, ranks, factors);
         let grad_before = group.a_grad.replace(a_grad);
         slab.join(fresh);
         // What is given back was read by copies that are queued.

@@ -109,6 +109,8 @@ pub struct AdapterSpec {
     pub a: String,
     /// Name of B.
     pub b: String,
+    /// With DoRA, the name of the magnitudes, `[1, outputs]`.
+    pub magnitude: Option<String>,
 }
 
 /// What becomes of a weight.

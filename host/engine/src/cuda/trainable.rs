@@ -85,7 +85,7 @@ pub struct Trainable {
     pub(crate) moments: Option<Moments>,
     /// Updates so far.
     pub updates: u64,
-    /// Where it stands: its weight's place, and 1 for an adapter's A, 2 for its B. What trains is in this order, whenever it began.
+    /// Where it stands: its weight's place, and 1 for an adapter's A, 2 for its B, 3 for its magnitudes. What trains is in this order, whenever it began.
     pub(crate) key: (Slot, u8),
     /// Whether it trains now; what stopped keeps its numbers.
     pub(crate) trains: bool,
@@ -109,6 +109,27 @@ impl Trainable {
             master: Some(master),
             copy: Some(copy),
             scale,
+            on_bf16_grid: false,
+            value_is_copy: false,
+            grad: Grad::Wide(grad),
+            in_window: false,
+            moments: None,
+            updates: 0,
+            key,
+            trains: true,
+            own: None,
+        }
+    }
+
+    /// A vector, with its numbers and its gradient.
+    pub(crate) fn of_vector(name: &str, key: (Slot, u8), [values, grad]: [View<f32>; 2]) -> Self {
+        Self {
+            name: name.into(),
+            rows: 1,
+            cols: values.cols(),
+            master: Some(values),
+            copy: None,
+            scale: 1.0,
             on_bf16_grid: false,
             value_is_copy: false,
             grad: Grad::Wide(grad),

@@ -144,7 +144,8 @@ impl Card {
         }
         // Behind all weights, since each of their copies is waited for.
         let mut card = Self::of(builder, files, seed, options);
-        card.note_adapters(begin_adapters(&card.decoder, base, plan, seed, |_| true)?);
+        let adapters = begin_adapters(&mut card.decoder, base, plan, seed, |_| true)?;
+        card.note_adapters(adapters);
         Ok(card)
     }
 

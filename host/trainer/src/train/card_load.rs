@@ -1,6 +1,8 @@
 //! The way of a tensor onto the card. In: the base model's tensor, what a run made of it, or an adapter's first numbers. Out: the
 //! same in its place, packed as the plan keeps it.
 
+use std::collections::BTreeSet;
+
 use liftplan_engine::cuda::nf4::Parts;
 use liftplan_engine::cuda::{Builder, Data, Decoder, Slot};
 use liftplan_engine::storage::nf4::Scales;
@@ -63,10 +65,10 @@ pub(super) fn load_trained(builder: &mut Builder, file: &TensorFile, info: &Tens
     }
 }
 
-/// Gives the plan's adapters that are `new` their first numbers, drawn on all cores by `seed` as on the processor; their names and
-/// shapes.
+/// Gives the plan's adapters that are `new` their first numbers, drawn on all cores by `seed` as on the processor, and DoRA's
+/// magnitudes the norms of their weights' rows; their names and shapes. The weights are loaded.
 pub(super) fn begin_adapters(
-    decoder: &Decoder,
+    decoder: &mut Decoder,
     base: &BaseModel,
     plan: &Plan,
     seed: u64,
@@ -75,17 +77,19 @@ pub(super) fn begin_adapters(
     let tensors = base.inventory.tensors.iter().zip(&plan.entries).enumerate();
     let adapted = tensors.filter(|(_, (info, _))| new(&info.name)).filter_map(|(i, (info, entry))| {
         match (&entry.treatment, info.shape.as_slice()) {
-            (Treatment::Adapt(adapter), &[out, input]) => Some(Ok((i as u32, info, [adapter.rank, out, input]))),
+            (Treatment::Adapt(adapter), &[out, input]) => {
+                Some(Ok((i as u32, info, [adapter.rank, out, input], adapter.dora)))
+            }
             (Treatment::Adapt(_), _) => Some(Err(Error::internal(format!("`{}` is no matrix", info.name)))),
             (Treatment::Frozen | Treatment::Train, _) => None,
         }
     });
     let adapted = adapted.collect::<Result<Vec<_>>>()?;
-    let initial = |&(i, _, [rank, _, input]): &(u32, &TensorInfo, [usize; 3])| initial_a(rank, input, seed, i);
+    let initial = |&(i, _, [rank, _, input], _): &(u32, &TensorInfo, [usize; 3], bool)| initial_a(rank, input, seed, i);
     let mut begun = Vec::with_capacity(2 * adapted.len());
     for some in adapted.chunks(rayon::current_num_threads()) {
         let drawn: Vec<Vec<f32>> = some.par_iter().map(initial).collect();
-        for (&(_, info, [rank, out, input]), a) in some.iter().zip(drawn) {
+        for (&(_, info, [rank, out, input], dora), a) in some.iter().zip(drawn) {
             let names = AdapterNames::of(&info.name);
             let b = vec![0.0; out * rank];
             for (name, shape, values) in [(names.a, vec![rank, input], a), (names.b, vec![out, rank], b)] {
@@ -94,7 +98,16 @@ pub(super) fn begin_adapters(
                 matrix.set_value(decoder.context(), &values).map_err(failed)?;
                 begun.push((name, shape));
             }
+            if dora {
+                begun.push((names.magnitude, vec![out]));
+            }
         }
+    }
+    // Of the weights as they are on the card, B being zero.
+    let magnitudes: BTreeSet<String> =
+        adapted.iter().filter(|(.., dora)| *dora).map(|(_, info, ..)| AdapterNames::of(&info.name).magnitude).collect();
+    if !magnitudes.is_empty() {
+        decoder.begin_magnitudes(|name| magnitudes.contains(name)).map_err(failed)?;
     }
     Ok(begun)
 }

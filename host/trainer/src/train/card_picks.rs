@@ -61,7 +61,7 @@ impl Card {
             if let Treatment::Adapt(spec) = &entry.treatment
                 && !there.contains(AdapterNames::of(&info.name).a.as_str())
             {
-                begins.insert(info.name.as_str(), (place(info)?, adapter(info, spec, i)?));
+                begins.insert(info.name.as_str(), (place(info)?, adapter(info, spec, i)));
             }
         }
         if begins.is_empty() {
@@ -70,7 +70,7 @@ impl Card {
         let adapters: Vec<_> = begins.values().cloned().collect();
         let adapted = self.decoder_mut().adapt(&adapters);
         adapted.map_err(|error| memory_error(error, "what is to be adapted", plan))?;
-        let begun = begin_adapters(self.decoder(), base, plan, seed, |name| begins.contains_key(name))?;
+        let begun = begin_adapters(self.decoder_mut(), base, plan, seed, |name| begins.contains_key(name))?;
         self.note_adapters(begun);
         Ok(())
     }
@@ -94,7 +94,8 @@ impl Card {
             .filter(|entry| matches!(entry.treatment, Treatment::Adapt(_)))
             .map(|entry| AdapterNames::of(&entry.tensor))
             .collect();
-        let trains = |name: &str| adapted.iter().any(|names| names.a == name || names.b == name);
+        let trains =
+            |name: &str| adapted.iter().any(|names| names.a == name || names.b == name || names.magnitude == name);
         self.decoder_mut().set_active(trains).map_err(failed)
     }
 

@@ -34,7 +34,7 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
             let treatment = match &entry.treatment {
                 Treatment::Frozen => cuda::Treatment::Frozen,
                 Treatment::Train => cuda::Treatment::Train,
-                Treatment::Adapt(spec) => cuda::Treatment::Adapt(adapter(info, spec, i)?),
+                Treatment::Adapt(spec) => cuda::Treatment::Adapt(adapter(info, spec, i)),
             };
             let storage = match entry.storage {
                 Storage::F32 => cuda::Storage::F32,
@@ -50,17 +50,17 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
 }
 
 /// An adapter beside the model's tensor number `index`.
-///
-/// # Errors
-/// When a GPU does not do it.
-pub(super) fn adapter(info: &TensorInfo, spec: &AdapterSpec, index: usize) -> Result<cuda::AdapterSpec> {
-    if spec.dora {
-        return Err(Error::plan(format!("`{}`: DoRA does not run on a GPU yet", info.name))
-            .help("set policy.dora to false, or set device to \"cpu\""));
+pub(super) fn adapter(info: &TensorInfo, spec: &AdapterSpec, index: usize) -> cuda::AdapterSpec {
+    let AdapterNames { a, b, magnitude } = AdapterNames::of(&info.name);
+    cuda::AdapterSpec {
+        rank: spec.rank,
+        scale: spec.scale() as f32,
+        dropout: spec.dropout as f32,
+        dropout_stream: index as u32,
+        a,
+        b,
+        magnitude: spec.dora.then_some(magnitude),
     }
-    let AdapterNames { a, b, .. } = AdapterNames::of(&info.name);
-    let (rank, scale, dropout) = (spec.rank, spec.scale() as f32, spec.dropout as f32);
-    Ok(cuda::AdapterSpec { rank, scale, dropout, dropout_stream: index as u32, a, b })
 }
 
 /// What holds for the whole model.

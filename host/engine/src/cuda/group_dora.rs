@@ -1,0 +1,368 @@
+//! Magnitudes of a group's outputs (DoRA, arXiv 2402.09353, in PEFT's form): a layer's output is `f · p + bias` with
+//! `p = x·Wᵀ + s·(x·Aᵀ)·Bᵀ` and `f = m / ‖W + s·B·A‖` of each output's row, the norm held constant in the backward pass.
+//!
+//! Without dropout what a product wrote is `p`, and whoever reads it multiplies ([`Group::reading`]); it is what a magnitude's
+//! gradient reads as well, `Σ dy · p / norm`. With dropout the adapter's input `x'` is another, and the output is made at once:
+//!
+//! ```text
+//! y  = x·Wᵀ + s·low·Bᵀ + (f - 1) · p'        with p' = x'·Wᵀ + s·low·Bᵀ and low = x'·Aᵀ
+//! dx = dy·W + mask((f - 1)·dy·W + d_low·A)   with d_low = f·dy·(s·B)
+//! ```
+//!
+//! so that `p'` is made once more in the backward pass.
+
+use half::bf16;
+
+use super::arena::Arena;
+use super::context::Context;
+use super::decoder::Decoder;
+use super::dora::{self, Around, Reading};
+use super::gemm::{Layout, multiply};
+use super::group::{Dropping, Group, Part, PartAdapter};
+use super::in_backward::Grads;
+use super::memory::View;
+use super::ops::{self, Mask};
+use super::profile::Kind;
+use super::slab::Slab;
+use super::trainable::Grad;
+use crate::error::Result;
+
+/// What a group's magnitudes make of its products, one number an output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors {
+    /// `m / norm`; 1 where there is no magnitude.
+    pub factor: View<f32>,
+    /// The norms of rows.
+    pub norm: View<f32>,
+}
+
+impl Factors {
+    /// Memory for the factors of so many outputs, all of them 1.
+    pub fn take(context: &Context, slab: &mut Slab, outputs: usize) -> Result<Self> {
+        let factor = slab.take::<f32>(1, outputs, 0)?;
+        context.upload(factor, &vec![1.0; outputs])?;
+        Ok(Self { factor, norm: slab.zeros(1, outputs, 0)? })
+    }
+}
+
+/// An adapter's magnitudes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Magnitude {
+    /// Which trainable they are.
+    pub trained: usize,
+    pub values: View<f32>,
+}
+
+/// Rows of a batch whose outputs are made in `f32` at once, with dropout.
+const ROWS: usize = 2048;
+
+impl Decoder {
+    /// Sets DoRA's magnitudes, those whose name `begins`, to the norms of the rows of weights and adapters as they are.
+    ///
+    /// # Errors
+    /// When there is no memory, or the device fails.
+    pub fn begin_magnitudes(&mut self, begins: impl Fn(&str) -> bool) -> Result<()> {
+        self.within(|this, arena| {
+            let begins = |magnitude: &Magnitude| begins(&this.trainables[magnitude.trained].name);
+            let mut groups = this.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.gate_up, &block.down]);
+            groups.try_for_each(|group| group.begin_magnitudes(&this.context, arena, begins))
+        })?;
+        self.release_arena()
+    }
+}
+
+impl Group {
+    fn magnitudes(&self) -> impl Iterator<Item = (&Part, &PartAdapter, Magnitude)> {
+        self.parts.iter().filter_map(|part| {
+            let adapter = part.adapter.as_ref()?;
+            Some((part, adapter, adapter.magnitude?))
+        })
+    }
+
+    /// What turns the group's products into outputs, for whoever reads them; `None` if they are outputs already.
+    pub fn reading(&self, dropping: Option<Dropping>) -> Option<Reading> {
+        let factors = self.factors.filter(|_| !self.drops(dropping))?;
+        Some(Reading { factor: factors.factor, bias: self.bias })
+    }
+
+    /// Makes the factors of the passes to come, which change with the adapters' matrices and the magnitudes.
+    pub fn make_factors(&self, context: &Context, arena: &mut Arena, weight: View<bf16>) -> Result<()> {
+        self.make_norms(context, arena, weight, |magnitude| Some(magnitude.values))
+    }
+
+    /// Sets the magnitudes that begin to the norms of the rows as they are, so that their factors are 1.
+    fn begin_magnitudes(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        begins: impl Fn(&Magnitude) -> bool,
+    ) -> Result<()> {
+        let Some(factors) = self.factors else { return Ok(()) };
+        let mark = arena.mark();
+        let weight = self.weights(context, arena)?;
+        self.make_norms(context, arena, weight, |_| None)?;
+        for (part, _, magnitude) in self.magnitudes().filter(|(.., magnitude)| begins(magnitude)) {
+            context.copy(magnitude.values, factors.norm.slice_cols(part.at, part.outputs))?;
+        }
+        arena.release_high(mark);
+        Ok(())
+    }
+
+    /// ‖W + s·B·A‖² = ‖W‖² + 2·s·B·(W·Aᵀ) + s²·B·(A·Aᵀ)·Bᵀ, row by row, in `f32`.
+    fn make_norms(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        weight: View<bf16>,
+        values: impl Fn(Magnitude) -> Option<View<f32>>,
+    ) -> Result<()> {
+        let Some(factors) = self.factors else { return Ok(()) };
+        let mark = arena.mark();
+        let cross = arena.high::<f32>(self.outputs, self.rank, 0)?;
+        let gram = arena.high::<f32>(self.rank, self.rank, 0)?;
+        let w = weight.slice_rows(0, self.outputs).slice_cols(0, self.inputs);
+        let a = weight.slice_rows(self.outputs, self.rank).slice_cols(0, self.inputs);
+        context.kind(Kind::Adapter);
+        multiply(context, Layout::Nt, cross, 1.0, w, a, None)?;
+        multiply(context, Layout::Nt, gram, 1.0, a, a, None)?;
+        for (part, adapter, magnitude) in self.magnitudes() {
+            let of_part = |view: View<f32>| view.slice_cols(part.at, part.outputs);
+            let around = Around {
+                b_at: self.inputs + adapter.at,
+                cross: cross.slice_rows(part.at, part.outputs).slice_cols(adapter.at, adapter.rank),
+                gram: gram.slice_rows(adapter.at, adapter.rank).slice_cols(adapter.at, adapter.rank),
+            };
+            let to = [of_part(factors.norm), of_part(factors.factor)];
+            dora::norms(context, to, values(magnitude), w.slice_rows(part.at, part.outputs), around)?;
+        }
+        arena.release_high(mark);
+        Ok(())
+    }
+
+    /// The products of inputs with [`Group::lower`] beside them, without biases.
+    fn products(&self, context: &Context, weight: View<bf16>, x: View<bf16>, p: View<bf16>) -> Result<()> {
+        context.kind(Kind::Base);
+        let inner = self.inputs + self.rank;
+        let w = weight.slice_rows(0, self.outputs).slice_cols(0, inner);
+        multiply(context, Layout::Nt, p, 1.0, x.slice_cols(0, inner), w, None)
+    }
+
+    /// [`Group::forward`] where there are factors. Without dropout `y` takes the products if nothing is to be added, and
+    /// `product` takes them if something is.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn forward_with_factors(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        weight: View<bf16>,
+        x: View<bf16>,
+        y: View<bf16>,
+        (add, product): (Option<View<bf16>>, Option<View<bf16>>),
+        dropping: Option<Dropping>,
+    ) -> Result<()> {
+        match (self.reading(dropping), add) {
+            (None, _) => self.forward_mixed(context, arena, weight, x, y, add, dropping),
+            (Some(_), None) => self.products(context, weight, x, y),
+            (Some(reading), Some(add)) => {
+                let mark = arena.mark();
+                let p = match product {
+                    Some(product) => product,
+                    None => arena.high(y.rows(), self.outputs, 0)?,
+                };
+                self.products(context, weight, x, p)?;
+                dora::add(context, y, add, p, reading)?;
+                arena.release_high(mark);
+                Ok(())
+            }
+        }
+    }
+
+    /// The outputs with dropout, part by part.
+    #[allow(clippy::too_many_arguments)]
+    fn forward_mixed(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        weight: View<bf16>,
+        x: View<bf16>,
+        y: View<bf16>,
+        add: Option<View<bf16>>,
+        dropping: Option<Dropping>,
+    ) -> Result<()> {
+        let Some(factors) = self.factors else { return Ok(()) };
+        let inner = self.inputs + self.rank;
+        let bias = self.bias.filter(|_| !self.bias_elsewhere);
+        for part in &self.parts {
+            let w = weight.slice_rows(part.at, part.outputs).slice_cols(0, inner);
+            let of_part = |view: View<bf16>| view.slice_cols(part.at, part.outputs);
+            let bias = bias.map(|bias| bias.slice_cols(part.at, part.outputs));
+            let (y, add) = (of_part(y), add.map(of_part));
+            let Some(adapter) = part.adapter.as_ref().filter(|adapter| adapter.magnitude.is_some()) else {
+                context.kind(Kind::Base);
+                multiply(context, Layout::Nt, y, 1.0, x.slice_cols(0, inner), w, add.map(|add| (1.0, add)))?;
+                bias.map_or(Ok(()), |bias| ops::add_bias(context, y, bias))?;
+                continue;
+            };
+            let reading = Reading { factor: factors.factor.slice_cols(part.at, part.outputs), bias };
+            for first in (0..x.rows()).step_by(ROWS) {
+                let rows = ROWS.min(x.rows() - first);
+                let mark = arena.mark();
+                let (x, of_rows) = (x.slice_rows(first, rows), |view: View<bf16>| view.slice_rows(first, rows));
+                let r = arena.high::<f32>(rows, part.outputs, 0)?;
+                context.kind(Kind::Base);
+                multiply(context, Layout::Nt, r, 1.0, x.slice_cols(0, inner), w, None)?;
+                let p = match adapter.mask(dropping) {
+                    None => r,
+                    Some(mask) => {
+                        let p = arena.high::<f32>(rows, part.outputs, 0)?;
+                        let mask = Mask { first_row: mask.first_row + first, ..mask };
+                        let dropped = self.dropped(context, arena, x, mask)?;
+                        context.kind(Kind::Base);
+                        multiply(context, Layout::Nt, p, 1.0, dropped, w, None)?;
+                        p
+                    }
+                };
+                dora::mix(context, of_rows(y), [r, p], reading, add.map(of_rows))?;
+                arena.release_high(mark);
+            }
+        }
+        Ok(())
+    }
+
+    /// An adapter's inputs after dropout, with what [`Group::lower`] left beside `x`: `[rows, inputs + rank]`.
+    fn dropped(&self, context: &Context, arena: &mut Arena, x: View<bf16>, mask: Mask) -> Result<View<bf16>> {
+        let dropped = arena.high::<bf16>(x.rows(), self.inputs, self.rank)?;
+        ops::dropout(context, dropped, x.slice_cols(0, self.inputs), mask, false)?;
+        context.copy(dropped.slice_cols(self.inputs, self.rank), x.slice_cols(self.inputs, self.rank))?;
+        Ok(dropped.slice_cols(0, self.inputs + self.rank))
+    }
+
+    /// Adds the gradients of magnitudes, given those of the outputs in `dy`: of the products in `product` if they were kept, and
+    /// else made again from `x`, with [`Group::lower`] beside it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn magnitude_gradients(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        grads: Grads<'_>,
+        weight: View<bf16>,
+        dy: View<bf16>,
+        product: Option<View<bf16>>,
+        x: View<bf16>,
+        dropping: Option<Dropping>,
+    ) -> Result<()> {
+        let Some(factors) = self.factors else { return Ok(()) };
+        let start = arena.mark();
+        let product = match (self.reading(dropping), product) {
+            // With dropout each adapter's is another.
+            (None, _) => None,
+            (Some(_), Some(product)) => Some(product),
+            (Some(_), None) => {
+                let p = arena.high(dy.rows(), self.outputs, 0)?;
+                self.products(context, weight, x, p)?;
+                Some(p)
+            }
+        };
+        let inner = self.inputs + self.rank;
+        for (part, adapter, magnitude) in self.magnitudes() {
+            let Grad::Wide(grad) = grads.trainables[magnitude.trained].grad else { continue };
+            let mark = arena.mark();
+            let p = match product {
+                Some(product) => product.slice_cols(part.at, part.outputs),
+                None => {
+                    let p = arena.high(dy.rows(), part.outputs, 0)?;
+                    let input = match adapter.mask(dropping) {
+                        Some(mask) => self.dropped(context, arena, x, mask)?,
+                        None => x.slice_cols(0, inner),
+                    };
+                    let w = weight.slice_rows(part.at, part.outputs).slice_cols(0, inner);
+                    context.kind(Kind::Base);
+                    multiply(context, Layout::Nt, p, 1.0, input, w, None)?;
+                    p
+                }
+            };
+            let parts = arena.high::<f32>(1, dora::parts_len(dy.rows(), part.outputs), 0)?;
+            let norm = factors.norm.slice_cols(part.at, part.outputs);
+            dora::magnitude(context, grad, [dy.slice_cols(part.at, part.outputs), p], norm, parts)?;
+            arena.release_high(mark);
+        }
+        arena.release_high(start);
+        Ok(())
+    }
+
+    /// The gradients of the products, given those of the outputs: `dy` itself without magnitudes, in its place if it is not needed
+    /// any more, or beside it.
+    pub fn product_gradient(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        dy: View<bf16>,
+        in_place: bool,
+        dropping: Option<Dropping>,
+    ) -> Result<View<bf16>> {
+        let Some(factors) = self.factors else { return Ok(dy) };
+        let to = match in_place && !self.drops(dropping) {
+            true => dy,
+            false => arena.high(dy.rows(), self.outputs, self.rank)?,
+        };
+        dora::scale(context, to, dy, factors.factor, 0.0)?;
+        Ok(to)
+    }
+
+    /// Adds what a magnitude adds to the gradient of an input with dropout, `(f - 1)·dy·W`, to `through`.
+    pub(super) fn beyond(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        weight: View<bf16>,
+        part: &Part,
+        dy: View<bf16>,
+        through: View<bf16>,
+    ) -> Result<()> {
+        let Some(factors) = self.factors else { return Ok(()) };
+        let mark = arena.mark();
+        let beyond = arena.high::<bf16>(dy.rows(), part.outputs, 0)?;
+        let factor = factors.factor.slice_cols(part.at, part.outputs);
+        dora::scale(context, beyond, dy.slice_cols(part.at, part.outputs), factor, 1.0)?;
+        let w = weight.slice_rows(part.at, part.outputs).slice_cols(0, self.inputs);
+        context.kind(Kind::Base);
+        multiply(context, Layout::Nn, through, 1.0, beyond, w, Some((1.0, through)))?;
+        arena.release_high(mark);
+        Ok(())
+    }
+
+    /// The gated activation's backward pass over the products of gate and up, which become their gradients; adds those of
+    /// magnitudes and biases.
+    pub fn swiglu_backward(
+        &self,
+        context: &Context,
+        arena: &mut Arena,
+        grads: Grads<'_>,
+        reading: Reading,
+        [products, dy]: [View<bf16>; 2],
+        again: bool,
+    ) -> Result<()> {
+        let Some(factors) = self.factors else { return Ok(()) };
+        let (mark, rows) = (arena.mark(), dy.rows());
+        let len = dora::parts_len(rows, self.outputs);
+        let parts = arena.high::<f32>(1, len, 0)?;
+        let biased = self.parts.iter().any(|part| part.bias.is_some());
+        let bias_parts = biased.then(|| arena.high::<f32>(1, len, 0)).transpose()?;
+        dora::swiglu_backward(context, products, dy, reading, (parts, bias_parts), again)?;
+        for (part, _, magnitude) in self.magnitudes() {
+            if let Grad::Wide(grad) = grads.trainables[magnitude.trained].grad {
+                let norm = factors.norm.slice_cols(part.at, part.outputs);
+                dora::add_magnitude(context, grad, norm, parts.slice_cols(part.at, part.outputs), self.outputs, rows)?;
+            }
+        }
+        for part in &self.parts {
+            if let (Some(bias), Some(parts)) = (part.bias, bias_parts)
+                && let Grad::Wide(grad) = grads.trainables[bias].grad
+            {
+                dora::add_bias(context, grad, parts, [part.at, self.outputs], rows)?;
+            }
+        }
+        arena.release_high(mark);
+        Ok(())
+    }
+}
