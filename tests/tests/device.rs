@@ -1,5 +1,5 @@
-//! Plans on a GPU that is not there: each method's model is laid out, and what trains is what trains on the processor. With a GPU,
-//! tests/cuda/run.sh trains on it.
+//! Plans on a GPU that is not there: each method's model is laid out, what trains is what trains on the processor, and what a
+//! GPU does not do is refused. With a GPU, tests/cuda/run.sh trains on it.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -61,6 +61,14 @@ fn the_same_tensors_train_on_a_gpu_as_on_the_processor() {
         assert_eq!(named(card.trainable().unwrap().specs()), named(host.specs()), "{family} {more}");
         assert_eq!(card.parameters(), host.parameters(), "{family} {more}");
     }
+}
+
+#[test]
+fn what_a_gpu_does_not_do_is_refused() {
+    let (base, plan, config) = planned("llama", LORA);
+    let refused = Card::laid_out(&Context::dry(HOPPER), &base, &plan, CardOptions::of(&config)).map(|_| ());
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("head size") && error.contains("a multiple of 16 on a GPU"), "{error}");
 }
 
 const HOPPER: (u32, u32) = (9, 0);

@@ -114,7 +114,7 @@ fn four_bits_take_what_their_blocks_take() {
     for (block, expected) in
         [(100, "block size of a 4-bit weight: expected one of [32, 64"), (0, "block size of a 4-bit")]
     {
-        let specs = adapted(&shape, Storage::Nf4 { block, double: true });
+        let specs = adapted(&shape, Storage::Nf4 { block, double: true }, false);
         let error = Builder::new(&Context::dry((9, 0)), &shape, &specs, Options::default()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
@@ -211,8 +211,8 @@ fn an_embedding_on_the_host_takes_nothing_of_the_card() {
 #[test]
 fn adapters_that_begin_late_take_what_they_take_from_the_start() {
     let shape = shape();
-    let late = |storage: Storage, options: Options, first: &[Role], then: &[&[Role]]| {
-        let mut specs = adapted(&shape, storage);
+    let late = |all: &[TensorSpec], options: Options, first: &[Role], then: &[&[Role]]| {
+        let mut specs = all.to_vec();
         let mut waiting = Vec::new();
         for spec in specs.iter_mut().filter(|spec| !first.contains(&spec.slot.1)) {
             if let Treatment::Adapt(adapter) = std::mem::replace(&mut spec.treatment, Treatment::Frozen) {
@@ -230,7 +230,8 @@ fn adapters_that_begin_late_take_what_they_take_from_the_start() {
     };
     use Role::{Down, Gate, K, O, Q, Up, V};
     let tight = Options { rank_multiple: 16, ..Options::default() };
-    for storage in [Storage::Bf16, Storage::Nf4 { block: 64, double: true }] {
+    let packed = Storage::Nf4 { block: 64, double: true };
+    for (storage, dora) in [(Storage::Bf16, false), (packed, false), (Storage::Bf16, true), (packed, true)] {
         for (options, first, then, kept) in [
             (Options::default(), &[O][..], &[&[Q, K, V, Gate, Up, Down][..]][..], 0),
             (Options::default(), &[Down], &[&[O], &[Gate, Up], &[Q, K, V]], 0),
@@ -238,7 +239,8 @@ fn adapters_that_begin_late_take_what_they_take_from_the_start() {
             // weights.
             (tight, &[K], &[&[O, V, Down], &[Q, Gate, Up]], 4 << 20),
         ] {
-            let (early, late) = (decoder(storage, options), late(storage, options, first, then));
+            let specs = adapted(&shape, storage, dora);
+            let (early, late) = (laid_out(&specs, options), late(&specs, options, first, then));
             let more = late.model_bytes() - early.model_bytes();
             assert!(more <= 36 * kept, "{storage:?} {first:?}: {more} bytes more");
             assert_eq!(late.account(&[0]).gradients, early.account(&[0]).gradients);
@@ -252,8 +254,9 @@ fn adapters_that_begin_late_take_what_they_take_from_the_start() {
         }
     }
     // What has an adapter, trains itself or is no linear layer takes none.
-    let adapter = AdapterSpec { rank: 4, scale: 1.0, dropout: 0.0, dropout_stream: 0, a: "a".into(), b: "b".into() };
-    let mut specs = adapted(&shape, Storage::Bf16);
+    let (a, b, magnitude) = ("a".into(), "b".into(), Some("m".into()));
+    let adapter = AdapterSpec { rank: 4, scale: 1.0, dropout: 0.0, dropout_stream: 0, a, b, magnitude };
+    let mut specs = adapted(&shape, Storage::Bf16, false);
     specs[4].treatment = Treatment::Train;
     let mut decoder = Builder::new(&Context::dry((9, 0)), &shape, &specs, Options::default()).unwrap().finish();
     for (slot, expected) in [
