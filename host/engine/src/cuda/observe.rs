@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use half::bf16;
 
-use super::block::{Block, Level};
+use super::block::{Attended, Block, Level};
 use super::context::Launch;
 use super::decoder::Decoder;
 use super::kernels::{args, sources::ADAMW};
@@ -55,11 +55,17 @@ impl Decoder {
                 let kept = block.forward(&pass, arena, x, out, Some(Level::All), None)?;
                 let activation = arena.high::<bf16>(tokens, block.intermediate, 0)?;
                 kept.gate_up.map_or(Ok(()), |gate_up| block.activate(context, activation, gate_up, None))?;
+                // Made again: a block keeps them only where weights train.
+                let normed = block.normed(&pass, arena, false, x, block.input_norm, 0)?;
+                let behind = |attended: Attended| {
+                    Ok((attended.out, block.normed(&pass, arena, false, attended.mid, block.post_norm, 0)?))
+                };
+                let attended = kept.attended.map(behind).transpose()?;
                 if !context.is_dry() {
                     let read = [
-                        (&[Role::Q, Role::K, Role::V][..], kept.attended.and_then(|attended| attended.normed)),
-                        (&[Role::O], kept.attended.map(|attended| attended.out)),
-                        (&[Role::Gate, Role::Up], kept.normed),
+                        (&[Role::Q, Role::K, Role::V][..], Some(normed)),
+                        (&[Role::O], attended.map(|(out, _)| out)),
+                        (&[Role::Gate, Role::Up], attended.map(|(_, normed)| normed)),
                         (&[Role::Down], Some(activation)),
                     ];
                     for (roles, view) in read {
