@@ -197,11 +197,14 @@ pub fn markdown(report: &Report) -> String {
         }
     }
     for row in &report.methods {
-        let plans: Vec<&str> = row.seeds.iter().map(|seed| seed.plan_hash.get(..12).unwrap_or_default()).collect();
+        // A run that failed before it had a plan has none.
+        let plans: Vec<&str> = row.seeds.iter().filter_map(|seed| seed.plan_hash.get(..12)).collect();
         for (setting, hash) in &row.files {
             let _ = writeln!(out, "* {} of {}: {hash}", plain(setting), plain(&row.name));
         }
-        let _ = writeln!(out, "* plans of {}: {}", plain(&row.name), plans.join(", "));
+        if !plans.is_empty() {
+            let _ = writeln!(out, "* plans of {}: {}", plain(&row.name), plans.join(", "));
+        }
     }
     let fence = "`".repeat(longest_run(&setup.configuration, '`').max(2) + 1);
     let _ = writeln!(out, "\n{fence}toml\n{}\n{fence}", setup.configuration.trim_end());
