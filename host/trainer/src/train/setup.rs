@@ -9,6 +9,7 @@ use super::{Stepper, build, forecast};
 use crate::config::Config;
 use crate::data::{self, Dataset, Dealing, Sampler};
 use crate::plan::memory::Work;
+use crate::plan::{Entry, Plan, Treatment};
 use crate::report::{Event, Observer};
 use crate::{Error, Result};
 
@@ -45,7 +46,8 @@ pub(super) fn on_card(
         Ok(()) => Some("train.update_in_backward = true".to_string()),
     };
     let batch = passes.largest.clone();
-    let run = forecast::Run { base, plan: plan.clone(), options, batch, offer_update };
+    let plan_ever = prepared.picker.as_ref().map(|picker| with_what_rests(plan, &picker.result()));
+    let run = forecast::Run { base, plan: plan_ever.unwrap_or_else(|| plan.clone()), options, batch, offer_update };
     forecast::check(&forecast::Place::of(context)?, &run)?;
     for note in notes(config) {
         observer.on(&Event::Note(note));
@@ -56,6 +58,16 @@ pub(super) fn on_card(
         None => Card::build(context, base, plan, config.seed, options, observer)?,
     };
     Stepper::on_card(card, plan, config)
+}
+
+/// The plan with what once trained and rests: it keeps its place on the card, and adapters their gradients and states.
+fn with_what_rests(plan: &Plan, ever: &Plan) -> Plan {
+    let entries = plan.entries.iter().zip(&ever.entries).map(|(now, ever)| match (&now.treatment, &ever.treatment) {
+        (Treatment::Frozen, Treatment::Adapt(_)) => ever.clone(),
+        (Treatment::Frozen, Treatment::Train) => Entry { storage: ever.storage, ..now.clone() },
+        _ => now.clone(),
+    });
+    Plan { entries: entries.collect(), ..plan.clone() }
 }
 
 /// What settings that were made for the processor come to on a GPU.
@@ -148,6 +160,7 @@ impl Passes {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::plan::{AdapterSpec, Origin, Picks, Storage};
 
     #[test]
     fn an_update_inside_the_backward_pass_needs_steps_of_one_pass_and_a_plan_that_stays() {
@@ -185,5 +198,33 @@ mod tests {
         ] {
             assert_eq!(passes(cut).can_update(&config(more), revised).unwrap_err().to_string(), message);
         }
+    }
+
+    #[test]
+    fn what_rests_takes_its_place_still() {
+        let nf4 = Storage::Nf4 { block_size: 64, double_quantization: true };
+        let adapter = Treatment::Adapt(AdapterSpec { rank: 4, alpha: 8.0, dropout: 0.0, rslora: false, dora: false });
+        let plan = |entries: [(&Treatment, Storage); 4]| Plan {
+            version: 1,
+            origin: Origin { policy: "random".into(), version: "1".into(), settings: serde_json::Value::Null },
+            entries: entries
+                .into_iter()
+                .zip(["w", "x", "y", "z"])
+                .map(|((treatment, storage), name)| Entry {
+                    tensor: name.into(),
+                    treatment: treatment.clone(),
+                    storage,
+                    lr_scale: 1.0,
+                    lr_scale_b: 1.0,
+                })
+                .collect(),
+            picks: Picks::default(),
+            scores: Default::default(),
+        };
+        let (frozen, whole) = (Treatment::Frozen, Treatment::Train);
+        let now = plan([(&frozen, nf4), (&frozen, nf4), (&frozen, nf4), (&whole, Storage::Bf16)]);
+        let ever = plan([(&frozen, nf4), (&adapter, nf4), (&whole, Storage::Bf16), (&whole, Storage::Bf16)]);
+        let expected = plan([(&frozen, nf4), (&adapter, nf4), (&frozen, Storage::Bf16), (&whole, Storage::Bf16)]);
+        assert_eq!(with_what_rests(&now, &ever).entries, expected.entries);
     }
 }
