@@ -42,7 +42,8 @@ extern "C" __global__ void __launch_bounds__(256) dora_norms(
     // What cancels may be below zero; what is no number stays none.
     float root = sqrtf(sum < 0.f ? 0.f : sum);
     norm[row] = root;
-    if (magnitude) factor[row] = magnitude[row] / root;
+    // A row of zeros has no direction to give the magnitude to.
+    if (magnitude) factor[row] = root == 0.f ? 1.f : magnitude[row] / root;
 }
 
 // y = add + factor · p + bias; a thread has eight neighbours, y may be add.
@@ -105,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(128) dora_magnitude(
     float sum = 0.f;
 #pragma unroll 8
     for (int i = 0; i < chunks; i++) sum += parts[(u64)i * stride + c];
-    grad[c] += sum / norm[c];
+    grad[c] += norm[c] == 0.f ? 0.f : sum / norm[c];
 }
 
 // y = silu(gate) · up, where gate_up[rows, 2 · n] are products: gate = factor · p + bias, and up likewise.

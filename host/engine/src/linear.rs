@@ -105,7 +105,7 @@ impl Linear {
                     // after dropout and f = magnitude / norm; without dropout that is f·(x·Wᵀ + scale·(x·Aᵀ)·Bᵀ).
                     let norm = adapter.row_norms(&self.weight.value, x.pool());
                     let magnitude = magnitude.value.as_f32();
-                    let factor: Vec<f32> = magnitude.iter().zip(&norm).map(|(m, n)| m / n).collect();
+                    let factor: Vec<f32> = magnitude.iter().zip(&norm).map(|(m, n)| by_norm(*m, *n, 1.0)).collect();
                     let mut product = match &dropped {
                         None => y.duplicate(),
                         Some(dropped) => {
@@ -169,7 +169,7 @@ impl Linear {
                 let mut dots = vec![0.0; out];
                 elementwise::add_column_dots(&mut dots, dy, &dora.product);
                 for ((d, dot), norm) in d_magnitude.iter_mut().zip(dots).zip(&dora.norm) {
-                    *d += dot / norm;
+                    *d += by_norm(dot, *norm, 0.0);
                 }
             }
             let mut d_product = dy.duplicate();
@@ -222,4 +222,43 @@ fn dropped(adapter: &Adapter, x: &Mat, pass: DropoutPass) -> Option<Mat> {
     let mut dropped = Mat::uninit(x.pool(), x.rows(), x.cols());
     dropout::apply(&mut dropped, x, adapter.options.dropout, stream);
     Some(dropped)
+}
+
+/// `x / norm`; `otherwise` for a row of zeros, which has no direction to give a magnitude to.
+fn by_norm(x: f32, norm: f32, otherwise: f32) -> f32 {
+    if norm == 0.0 { otherwise } else { x / norm }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::adapter::AdapterOptions;
+    use crate::pool::Pool;
+    use crate::storage::Weight;
+
+    #[test]
+    fn dora_leaves_a_row_of_zeros_as_it_is() {
+        let trained = |name: &str, [rows, cols]: [usize; 2], values: &[f32]| {
+            Param::trained(name, rows, cols, Weight::F32(values.to_vec())).unwrap()
+        };
+        // The second row is dead, and B is zero as it is at first: its norm is 0, and so is its magnitude.
+        let mut linear =
+            Linear::new(Param::frozen("w", 2, 2, Weight::F32(vec![3.0, 4.0, 0.0, 0.0])).unwrap(), None).unwrap();
+        let (a, b) = (trained("a", [1, 2], &[1.0, 2.0]), trained("b", [2, 1], &[0.0, 0.0]));
+        let magnitude = Some(trained("m", [1, 2], &[5.0, 0.0]));
+        let options = AdapterOptions { scale: 1.0, dropout: 0.0, dropout_stream: 0 };
+        linear.adapter = Some(Adapter::new([2, 2], a, b, magnitude, options).unwrap());
+        let pool = Pool::new();
+        let (x, dy) = (Mat::from_slice(&pool, 2, &[1.0, 1.0]), Mat::from_slice(&pool, 2, &[1.0, 1.0]));
+        let (y, kept) = linear.forward(&x, None);
+        assert_eq!(y.to_vec(), [7.0, 0.0]);
+        let mut dx = Mat::uninit(&pool, 1, 2);
+        linear.backward(&dy, Some(&x), &kept, None, Some((Into::Replace, &mut dx)));
+        assert_eq!(dx.to_vec(), [3.0, 4.0]);
+        // The first magnitude's: dy · p / norm; the second's row has no direction.
+        let grads: Vec<Vec<f32>> = linear.params().filter_map(Param::grad).map(<[f32]>::to_vec).collect();
+        assert_eq!(grads.last().unwrap()[..], [7.0 / 5.0, 0.0]);
+        assert!(grads.concat().iter().all(|grad| grad.is_finite()));
+    }
 }
