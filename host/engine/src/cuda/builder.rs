@@ -8,7 +8,7 @@ use half::bf16;
 use super::arena::Arena;
 use super::context::Context;
 use super::decoder::Decoder;
-use super::layout::{Maker, check_shape};
+use super::layout::Maker;
 use super::memory::{Buffer, View};
 use super::nf4::Parts;
 use super::offload::Offload;
@@ -56,7 +56,7 @@ impl Builder {
     /// When a weight is missing or cannot be treated so, or there is no memory.
     pub fn new(context: &Context, shape: &ModelShape, specs: &[TensorSpec], options: Options) -> Result<Self> {
         context.bind()?;
-        check_shape(shape)?;
+        shape.check()?;
         let mut maker = Maker {
             context,
             shape,

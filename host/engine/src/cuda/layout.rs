@@ -18,7 +18,7 @@ use super::packed::{Int8, Packed};
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
 use super::trainable::{Grad, Trainable};
-use crate::error::{EngineError, Result, expect_shape};
+use crate::error::Result;
 use crate::storage::dynamic8::SIGNED;
 
 /// A model that is being laid out.
@@ -286,25 +286,4 @@ impl<'a> Maker<'a> {
         let in_window = self.window.is_some();
         Ok(self.push(Trainable { in_window, ..Trainable::of_adapter(name, key, copy, scale, [master, grad]) }))
     }
-}
-
-/// The kernels read eight numbers at a time.
-pub(super) fn check_shape(shape: &ModelShape) -> Result<()> {
-    let widths =
-        [("hidden size", shape.hidden, 8), ("intermediate size", shape.intermediate, 8), ("head size", shape.dim, 16)];
-    for (what, width, step) in widths {
-        if !width.is_multiple_of(step) || width == 0 {
-            return Err(EngineError::Shape {
-                what: what.into(),
-                expected: format!("a multiple of {step} on a GPU"),
-                found: width.to_string(),
-            });
-        }
-    }
-    if shape.dim > 256 {
-        let found = shape.dim.to_string();
-        return Err(EngineError::Shape { what: "head size".into(), expected: "up to 256 on a GPU".into(), found });
-    }
-    expect_shape("inverse frequencies", shape.dim / 2, shape.inverse_frequencies.len())?;
-    expect_shape("windows", shape.blocks, shape.windows.len())
 }

@@ -1,6 +1,7 @@
 //! What a model on the card is made of: its dimensions, and what becomes of each weight.
 
 use super::trainable::MomentFormat;
+use crate::error::{EngineError, Result, expect_shape};
 
 /// A model's dimensions.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +28,32 @@ pub struct ModelShape {
     pub tied: bool,
     /// Rotary embedding's inverse frequencies, `[dim / 2]`.
     pub inverse_frequencies: Vec<f32>,
+}
+
+impl ModelShape {
+    /// Whether the kernels can compute with it, which read eight numbers at a time.
+    ///
+    /// # Errors
+    /// Names the first width that they can't.
+    pub fn check(&self) -> Result<()> {
+        let widths =
+            [("hidden size", self.hidden, 8), ("intermediate size", self.intermediate, 8), ("head size", self.dim, 16)];
+        for (what, width, step) in widths {
+            if !width.is_multiple_of(step) || width == 0 {
+                return Err(EngineError::Shape {
+                    what: what.into(),
+                    expected: format!("a multiple of {step} on a GPU"),
+                    found: width.to_string(),
+                });
+            }
+        }
+        if self.dim > 256 {
+            let found = self.dim.to_string();
+            return Err(EngineError::Shape { what: "head size".into(), expected: "up to 256 on a GPU".into(), found });
+        }
+        expect_shape("inverse frequencies", self.dim / 2, self.inverse_frequencies.len())?;
+        expect_shape("windows", self.blocks, self.windows.len())
+    }
 }
 
 /// A weight's part in the model.

@@ -11,11 +11,14 @@ use crate::model::spec::ModelSpec;
 use crate::plan::{AdapterSpec, Plan, Storage, Treatment};
 use crate::{Error, Result};
 
+const ON_CPU: &str = "set device to \"cpu\"";
+
 /// Whether a GPU can do what the plan asks, wherever that is asked.
 ///
 /// # Errors
-/// Names the first tensor with which it can't, and the way out.
+/// Names the first width or tensor with which it can't, and the way out.
 pub fn check(base: &BaseModel, plan: &Plan) -> Result<()> {
+    shape(&base.spec).check().map_err(|error| Error::plan(error.to_string()).help(ON_CPU))?;
     specs(&base.inventory, plan).map(|_| ())
 }
 
@@ -28,8 +31,7 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
                 Error::plan(format!("the plan has no entry {i} for `{}`: it was made for another model", info.name))
             })?;
             let role = role(info).ok_or_else(|| {
-                Error::plan(format!("`{}`: a GPU knows no {} of this kind yet", info.name, info.role))
-                    .help("set device to \"cpu\"")
+                Error::plan(format!("`{}`: a GPU knows no {} of this kind yet", info.name, info.role)).help(ON_CPU)
             })?;
             let treatment = match &entry.treatment {
                 Treatment::Frozen => cuda::Treatment::Frozen,
