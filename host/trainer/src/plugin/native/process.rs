@@ -90,8 +90,9 @@ impl Process {
             }
             let heard = self.messages.recv_timeout(left.min(TICK));
             match heard {
-                Ok(Ok(message)) => break Heard::Message(message),
+                // Before the message is looked at, so that it does not hang on how fast the two come.
                 _ if self.printed.is_too_much() => break Heard::Loud,
+                Ok(Ok(message)) => break Heard::Message(message),
                 Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => break Heard::End,
                 Ok(Err(_)) => break Heard::Nonsense,
                 Err(mpsc::RecvTimeoutError::Disconnected) => break Heard::End,
