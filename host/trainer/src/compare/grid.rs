@@ -132,7 +132,7 @@ pub fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Results> {
         }
     }
     let tests = methods.iter().filter(|(_, cost)| !matches!(cost, Some(Err(_)))).count() * comparison.seeds.len() + 1;
-    let mut meter = Meter::new(site, observer, (wanted.len() + tests) as u64);
+    let mut meter = Meter::new(site, observer, (wanted.len() + tests) as u64, comparison.jobs);
 
     let name = |&(i, lr, seed): &(usize, f64, u64)| format!("{}, lr {lr}, seed {seed}", methods[i].0.name);
     let train = |item: &(usize, f64, u64)| -> Result<Run> {
@@ -237,7 +237,7 @@ fn test(
 }
 
 /// The configuration for judging the untouched model: how methods train means nothing there, and is the same whichever method
-/// comes first.
+/// comes first, but for `train.micro_batch_tokens`, which is the first one's.
 fn untouched(config: &Config) -> Result<Config> {
     let policy = PolicyConfig { name: "lora".into(), plugin: None, project: None, settings: Map::new() };
     let mut judged =

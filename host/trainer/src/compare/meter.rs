@@ -12,6 +12,8 @@ pub(super) struct Meter<'a> {
     pub done: u64,
     /// Of how many.
     pub total: u64,
+    /// How many run at once.
+    at_once: usize,
     /// Seconds of cells, and cells done, when this stage began.
     stage: (f64, u64),
     /// The best score so far, and whose.
@@ -19,9 +21,9 @@ pub(super) struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// None of `total` cells is done.
-    pub fn new(site: &'a Site<'a>, observer: &'a mut dyn Observer, total: u64) -> Self {
-        let mut meter = Self { observer, site, done: 0, total, stage: (0.0, 0), best: None };
+    /// None of `total` cells is done, of which `at_once` run side by side.
+    pub fn new(site: &'a Site<'a>, observer: &'a mut dyn Observer, total: u64, at_once: usize) -> Self {
+        let mut meter = Self { observer, site, done: 0, total, at_once, stage: (0.0, 0), best: None };
         meter.begin_stage();
         meter
     }
@@ -43,7 +45,7 @@ impl<'a> Meter<'a> {
     pub fn tell(&mut self, doing: &str, ended: Option<&str>) {
         let (seconds, done) = (self.site.cell_seconds() - self.stage.0, self.done - self.stage.1);
         let remaining = self.total - self.done;
-        let at_once = (self.site.comparison.jobs as u64).clamp(1, remaining.max(1));
+        let at_once = (self.at_once as u64).clamp(1, remaining.max(1));
         let left = (done > 0 && remaining > 0).then(|| seconds / done as f64 * remaining as f64 / at_once as f64);
         let best = self.best.as_ref().map(|(_, words)| words.as_str());
         let progress = CellProgress { done: self.done, total: self.total, doing, ended, left_s: left, best };

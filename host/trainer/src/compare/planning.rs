@@ -70,10 +70,11 @@ impl Planning {
 pub(super) fn run(site: &Site<'_>, observer: &mut dyn Observer) -> Result<Vec<Planned>> {
     observer.on(&Event::Phase("measuring what planning costs"));
     let plannings = plannings(site)?;
-    let mut meter = Meter::new(site, observer, plannings.len() as u64);
-    let plan = |planning: &Planning| site.plan(&planning.cell, &planning.config);
     // One at a time, so that they do not disturb each other.
-    let costs = queue::run(&plannings, 1, &site.options.stop, plan, |i, cost| {
+    let at_once = 1;
+    let mut meter = Meter::new(site, observer, plannings.len() as u64, at_once);
+    let plan = |planning: &Planning| site.plan(&planning.cell, &planning.config);
+    let costs = queue::run(&plannings, at_once, &site.options.stop, plan, |i, cost| {
         let words = cost.map(|cost| match cost {
             Ok(cost) => cost.in_words(),
             Err(failure) => format!("failed: {}", failure.reason),
