@@ -31,8 +31,8 @@ impl Decoder {
     /// [`Decoder::set_active`] says so; magnitudes wait for [`Decoder::begin_magnitudes`] or their numbers.
     ///
     /// # Errors
-    /// When a weight is no linear layer's, has an adapter or trains itself, or there is no memory: what was asked for is not there
-    /// then, and the model computes what it did before.
+    /// When a weight is no linear layer's, has an adapter or trains itself; nothing has changed then. When there is no memory: the
+    /// layers that came before have their adapters by then, without numbers, so that the model is of no more use.
     pub fn adapt(&mut self, adapters: &[(Slot, AdapterSpec)]) -> Result<()> {
         self.expect_own_gradients()?;
         let mut groups: BTreeMap<(usize, usize), Wanted<'_>> = BTreeMap::new();

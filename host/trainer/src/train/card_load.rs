@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::AdapterNames;
 use super::build::{initial_a, read};
-use super::card::{failed, missing};
+use super::card::{failed, memory_error, missing};
 use crate::checkpoint::{TensorData, TensorFile};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
@@ -107,7 +107,8 @@ pub(super) fn begin_adapters(
     let magnitudes: BTreeSet<String> =
         adapted.iter().filter(|(.., dora)| *dora).map(|(_, info, ..)| AdapterNames::of(&info.name).magnitude).collect();
     if !magnitudes.is_empty() {
-        decoder.begin_magnitudes(|name| magnitudes.contains(name)).map_err(failed)?;
+        let begun = decoder.begin_magnitudes(|name| magnitudes.contains(name));
+        begun.map_err(|error| memory_error(error, "what is to be adapted", plan))?;
     }
     Ok(begun)
 }

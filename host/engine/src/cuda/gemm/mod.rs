@@ -59,7 +59,7 @@ unsafe impl Send for Gemm {}
 /// Scratch memory of the products: what cuBLAS recommends for Hopper.
 pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 /// From which work on algorithms are compared: some 20 µs, by operations or by traffic. Texts of unlike length bring new classes
-/// of shapes for a while, and comparing costs 40 products or more.
+/// of shapes for a while, and comparing costs 32 to 256 products.
 const TUNED_FROM_FLOP: f64 = 1.5e10;
 const TUNED_FROM_BYTES: usize = 64_000_000;
 
