@@ -188,6 +188,11 @@ fn cases() -> Vec<(&'static str, Vec<u8>, String)> {
             fault("it printed more than 4 KiB (`plugins.log_kib`)\n  help: raise plugins.log_kib if you trust the plugin"),
         ),
         (
+            "more output than it may, all at once, and then a plan",
+            hostile(&["HARM=for (int i = 0; i < 400; i++) fputs(\"and on, and on\\n\", stderr)"]),
+            fault("it printed more than 4 KiB (`plugins.log_kib`)\n  help: raise plugins.log_kib if you trust the plugin"),
+        ),
+        (
             "garbage in the host's pipe",
             hostile(&["HARM=for (int fd = 3; fd < 64; fd++) if (write(fd, \"garbage and more of it\", 22)) {}"]),
             fault("it sent what makes no sense, or too much at once"),

@@ -125,6 +125,8 @@ impl NativePlugin {
             match process.hear(limit) {
                 Heard::Message(message) => match message.tag {
                     LOADED => place = format!("in {what}"),
+                    // However fast it came behind what was printed.
+                    DONE if process.is_loud() => return Err(self.loud(&place)),
                     DONE => return self.done(&message, &place),
                     UNFIT => {
                         let why = message.texts.first().map(|why| String::from_utf8_lossy(why).into_owned());
@@ -155,10 +157,7 @@ impl NativePlugin {
                     let what = format!("it ran for more than {} seconds (`plugins.seconds`)", limits.seconds);
                     return Err(self.fault(&place, &what).help("raise plugins.seconds if you trust the plugin"));
                 }
-                Heard::Loud => {
-                    let what = format!("it printed more than {} KiB (`plugins.log_kib`)", limits.log_kib);
-                    return Err(self.fault(&place, &what).help("raise plugins.log_kib if you trust the plugin"));
-                }
+                Heard::Loud => return Err(self.loud(&place)),
             }
         }
     }
@@ -177,6 +176,11 @@ impl NativePlugin {
             }
             None => Err(self.fault(place, "it sent what makes no sense, or too much at once")),
         }
+    }
+
+    fn loud(&self, place: &str) -> Error {
+        let what = format!("it printed more than {} KiB (`plugins.log_kib`)", self.limits.log_kib);
+        self.fault(place, &what).help("raise plugins.log_kib if you trust the plugin")
     }
 
     fn fault(&self, place: &str, what: &str) -> Error {

@@ -90,9 +90,8 @@ impl Process {
             }
             let heard = self.messages.recv_timeout(left.min(TICK));
             match heard {
-                // Before the message is looked at, so that it does not hang on how fast the two come.
-                _ if self.printed.is_too_much() => break Heard::Loud,
                 Ok(Ok(message)) => break Heard::Message(message),
+                _ if self.printed.is_too_much() => break Heard::Loud,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => break Heard::End,
                 Ok(Err(_)) => break Heard::Nonsense,
                 Err(mpsc::RecvTimeoutError::Disconnected) => break Heard::End,
@@ -116,6 +115,11 @@ impl Process {
         }
         self.kill();
         status
+    }
+
+    /// Whether it printed more than it may before it sent what was heard last.
+    pub fn is_loud(&mut self) -> bool {
+        self.printed.is_too_much()
     }
 
     /// What it printed before it sent what was heard last, and perhaps more.
