@@ -126,8 +126,9 @@ fn what_was_measured_on_a_card_was_predicted_without_one() {
         let mut account = Account::new(&shape, &plan(&shape, row.method), options).unwrap();
         let (ids, targets) = (vec![1; row.tokens], vec![true; row.tokens]);
         let batch = Batch::pack((0..row.documents).map(|_| (ids.as_slice(), targets.as_slice())));
-        // The work fits a card that has what it took, and a tenth of a GiB.
-        let on_card = account.bytes_on(((row.card + 0.1) * GIB) as u64, &batch).unwrap();
+        // The work fits a card that has what it took, and a fifth of a GiB: half of that is what the driver is reckoned to take more
+        // than it did, and plans come in steps.
+        let on_card = account.bytes_on(((row.card + 0.2) * GIB) as u64, &batch).unwrap();
         let on_card = on_card.unwrap_or_else(|| panic!("{} is said not to fit {} GiB", row.work, row.card));
         let predicted = (account.lasting_bytes(&batch) + on_card) as f64 / GIB;
         assert!(
