@@ -68,15 +68,6 @@ static __device__ __forceinline__ uint4 round8(const Eight& x, const u32 (&rando
 // Element i of eight in four words.
 static __device__ __forceinline__ bf16 half_of(const uint4& w, int i) { return (bf16)(word(w, i >> 1) >> (16 * (i & 1))); }
 
-static __device__ __forceinline__ Eight load8f(const float* p) {
-    float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
-    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-}
-static __device__ __forceinline__ void store8f(float* p, const Eight& v) {
-    reinterpret_cast<float4*>(p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
-    reinterpret_cast<float4*>(p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
-}
-
 #if MOMENTS == 8
 // The nearest entry of a map by storage/dynamic8/lines.rs, which says why: the lesser of two lines, chosen by the decade, rounded
 // to the next whole number. Gives the code in the low byte; `doubt` becomes at least the distance from what it was rounded to.

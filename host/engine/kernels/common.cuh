@@ -20,6 +20,9 @@ static __device__ __forceinline__ u32 bf16x2_of(float low, float high) {
 static __device__ __forceinline__ float low_of(u32 x) { return __uint_as_float(x << 16); }
 static __device__ __forceinline__ float high_of(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 
+// Unrolled, so that they stay in registers.
+#define EIGHT _Pragma("unroll") for (int i = 0; i < 8; i++)
+
 // Eight bf16 numbers, 16 bytes.
 struct Eight {
     float x[8];
@@ -32,6 +35,18 @@ static __device__ __forceinline__ void store8(bf16* p, const Eight& v) {
     *reinterpret_cast<uint4*>(p) = make_uint4(bf16x2_of(v.x[0], v.x[1]), bf16x2_of(v.x[2], v.x[3]),
                                               bf16x2_of(v.x[4], v.x[5]), bf16x2_of(v.x[6], v.x[7]));
 }
+
+// Eight f32 numbers, 32 bytes.
+static __device__ __forceinline__ Eight load8f(const float* p) {
+    float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+static __device__ __forceinline__ void store8f(float* p, const Eight& v) {
+    reinterpret_cast<float4*>(p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
+    reinterpret_cast<float4*>(p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
+}
+
+static __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
 
 static __device__ __forceinline__ float warp_sum(float x) {
     for (int d = 16; d; d >>= 1) x += __shfl_xor_sync(0xffffffffu, x, d);

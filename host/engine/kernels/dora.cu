@@ -6,17 +6,7 @@
 // Traffic: norms read the weight once an update. dora_add reads two matrices and writes one, where the product alone would read and
 // write one less each. The rest reads and writes what its counterpart without DoRA does. Not measured.
 
-static __device__ __forceinline__ Eight load8f(const float* p) {
-    float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
-    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-}
-static __device__ __forceinline__ void store8f(float* p, const Eight& v) {
-    reinterpret_cast<float4*>(p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
-    reinterpret_cast<float4*>(p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
-}
 static __device__ __forceinline__ Eight zeros() { return {{0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f}}; }
-static __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
-#define EIGHT _Pragma("unroll") for (int i = 0; i < 8; i++)
 
 // norm[row] = ‖w[row, inputs] + b[row, rank]·A‖ and factor[row] = magnitude[row] / norm[row], if there are magnitudes.
 // b begins at column b_at of w's rows; cross[row] = w[row]·Aᵀ and gram = A·Aᵀ. A warp a row; `inputs` is a multiple of 8.

@@ -30,10 +30,7 @@ static __device__ __forceinline__ void store_part(bf16* row, int at, int n, cons
         if (at + i < n) row[at + i] = bf16_of(v.x[i]);
 }
 static __device__ __forceinline__ Eight weights(const float* w, int at, int n) {
-    if (at + 8 <= n) {
-        float4 a = reinterpret_cast<const float4*>(w + at)[0], b = reinterpret_cast<const float4*>(w + at)[1];
-        return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-    }
+    if (at + 8 <= n) return load8f(w + at);
     Eight v;
 #pragma unroll
     for (int i = 0; i < 8; i++) v.x[i] = at + i < n ? w[at + i] : 0.f;

@@ -19,10 +19,6 @@ static __device__ __forceinline__ float group_sum(float x, int lanes) {
     for (int d = lanes >> 1; d; d >>= 1) x += __shfl_xor_sync(0xffffffffu, x, d);
     return x;
 }
-static __device__ __forceinline__ Eight load8f(const float* p) {
-    float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
-    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-}
 static __device__ __forceinline__ void scale8(Eight& x, const Eight& y) {
 #pragma unroll
     for (int i = 0; i < 8; i++) x.x[i] *= y.x[i];
@@ -31,7 +27,6 @@ static __device__ __forceinline__ void add8(Eight& x, const Eight& y) {
 #pragma unroll
     for (int i = 0; i < 8; i++) x.x[i] += y.x[i];
 }
-#define EIGHT _Pragma("unroll") for (int i = 0; i < 8; i++)
 
 // A lane's numbers of a head, as they lie in memory.
 struct Raw {
