@@ -346,6 +346,7 @@ impl Drop for Inner {
             let _ = result::stream::synchronize(self.card.stream);
             *self.fused.get_mut().unwrap_or_else(PoisonError::into_inner) = Fused::default();
             *self.gemm.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.profile.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
             let _ = result::stream::destroy(self.card.stream);
             let _ = result::stream::destroy(self.card.copies);
             let _ = result::stream::destroy(self.card.beside);

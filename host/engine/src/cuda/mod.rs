@@ -38,6 +38,7 @@ pub mod trainable;
 
 mod block;
 mod block_backward;
+mod event;
 mod group;
 mod group_dora;
 mod in_backward;

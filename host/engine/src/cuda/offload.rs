@@ -5,9 +5,10 @@
 //! fetched two blocks ahead. An input and what attention gave are 200 MB a block of the 8B shape with 8,192 tokens: 4 ms at
 //! the 50 GB/s each way of an H100's bus, behind 5.5 ms of forward pass.
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 
 use super::context::{Context, check};
+use super::event::Event;
 use super::locked::Locked;
 use super::memory::View;
 use crate::error::{EngineError, Result};
@@ -23,45 +24,6 @@ pub(crate) struct Offload {
     copied: Vec<Event>,
     done: Vec<Event>,
     fetched: Vec<Event>,
-}
-
-/// A point in a stream's work.
-#[derive(Debug)]
-pub(super) struct Event(sys::CUevent);
-
-// SAFETY: an event is a handle that any thread may use while its context is current.
-unsafe impl Send for Event {}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: created by `Event::new`, destroyed once.
-        let _ = unsafe { result::event::destroy(self.0) };
-    }
-}
-
-impl Event {
-    pub(super) fn new() -> Result<Self> {
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        Ok(Self(check("make an event", result::event::create(flags))?))
-    }
-
-    /// Notes the point that a stream's queued work has come to.
-    pub(super) fn record(&self, stream: sys::CUstream) -> Result<()> {
-        // SAFETY: event and stream are valid.
-        check("record an event", unsafe { result::event::record(self.0, stream) })
-    }
-
-    /// Waits until a point that was noted is reached; returns at once if none was.
-    pub(super) fn synchronize(&self) -> Result<()> {
-        // SAFETY: the event is valid.
-        check("wait for an event", unsafe { result::event::synchronize(self.0) })
-    }
-
-    fn wait(&self, stream: sys::CUstream) -> Result<()> {
-        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: event and stream are valid.
-        check("wait for an event", unsafe { result::stream::wait_event(stream, self.0, flags) })
-    }
 }
 
 impl Offload {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 
-use super::context::check;
+use super::event::Event;
 use crate::error::Result;
 
 /// What a piece of work is for.
@@ -46,11 +46,8 @@ pub enum Kind {
 
 #[derive(Debug)]
 pub(crate) struct Profile {
-    marks: Vec<(Kind, sys::CUevent, sys::CUevent)>,
+    marks: Vec<(Kind, Event, Event)>,
 }
-
-// SAFETY: events are handles that any thread may use while their context is current.
-unsafe impl Send for Profile {}
 
 impl Profile {
     pub(crate) fn new() -> Self {
@@ -58,18 +55,14 @@ impl Profile {
     }
 
     pub(crate) fn start(&mut self, kind: Kind, stream: sys::CUstream) -> Result<()> {
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
-        let start = check("make an event", result::event::create(flags))?;
-        let end = check("make an event", result::event::create(flags))?;
+        let (start, end) = (Event::timed()?, Event::timed()?);
+        let recorded = start.record(stream);
         self.marks.push((kind, start, end));
-        // SAFETY: event and stream are valid.
-        check("record an event", unsafe { result::event::record(start, stream) })
+        recorded
     }
 
     pub(crate) fn end(&mut self, stream: sys::CUstream) -> Result<()> {
-        let Some((_, _, end)) = self.marks.last() else { return Ok(()) };
-        // SAFETY: event and stream are valid.
-        check("record an event", unsafe { result::event::record(*end, stream) })
+        self.marks.last().map_or(Ok(()), |(_, _, end)| end.record(stream))
     }
 
     /// Milliseconds by kind, how many pieces each had, and the milliseconds from the first to the last.
@@ -77,19 +70,11 @@ impl Profile {
         let mut by_kind = BTreeMap::<Kind, (f64, usize)>::new();
         let mut total_ms = 0.0;
         if let (Some((_, first, _)), Some((_, _, last))) = (self.marks.first(), self.marks.last()) {
-            // SAFETY: both are recorded, and the caller has waited for the stream.
-            total_ms = f64::from(check("read an event", unsafe { result::event::elapsed(*first, *last) })?);
+            total_ms = first.milliseconds_to(last)?;
         }
         for (kind, start, end) in self.marks.drain(..) {
-            // SAFETY: as above; each event is destroyed once.
-            let ms = check("read an event", unsafe { result::event::elapsed(start, end) })?;
             let sum = by_kind.entry(kind).or_default();
-            (sum.0, sum.1) = (sum.0 + f64::from(ms), sum.1 + 1);
-            // SAFETY: as above.
-            unsafe {
-                let _ = result::event::destroy(start);
-                let _ = result::event::destroy(end);
-            }
+            (sum.0, sum.1) = (sum.0 + start.milliseconds_to(&end)?, sum.1 + 1);
         }
         Ok(Times { by_kind, total_ms })
     }

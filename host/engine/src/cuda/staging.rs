@@ -8,10 +8,10 @@ use half::bf16;
 
 use super::builder::{Builder, Place, unfit};
 use super::context::Context;
+use super::event::Event;
 use super::locked::Locked;
 use super::memory::View;
 use super::nf4;
-use super::offload::Event;
 use super::ops;
 use super::packed::Packed;
 use super::spec::Slot;

@@ -11,9 +11,8 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-use cudarc::driver::{result, sys};
-
-use super::context::{Context, check};
+use super::context::Context;
+use super::event::Event;
 use super::kernels::cache_root;
 use crate::error::Result;
 
@@ -69,18 +68,22 @@ impl Choices {
 pub(crate) fn fastest<W>(context: &Context, ways: &[W], seconds: f64, run: impl Fn(&W) -> Result<()>) -> Result<usize> {
     let repeats = (TURN_SECONDS / seconds).ceil().clamp(1.0, REPEATS) as usize;
     let mut serves = vec![true; ways.len()];
-    let mut marks = Marks(Vec::with_capacity(ROUNDS * ways.len() + 1));
-    marks.add(context)?;
+    let mark = || -> Result<Event> {
+        let event = Event::timed()?;
+        event.record(context.stream()).map(|()| event)
+    };
+    let mut marks = vec![mark()?];
     for _ in 0..ROUNDS {
         for (way, serves) in ways.iter().zip(&mut serves) {
             *serves = *serves && (0..repeats).all(|_| run(way).is_ok());
-            marks.add(context)?;
+            marks.push(mark()?);
         }
     }
     context.synchronize()?;
     let mut sums = vec![f64::INFINITY; ways.len()];
     for way in (0..ways.len()).filter(|&way| serves[way]) {
-        let turns = (1..ROUNDS).map(|round| marks.milliseconds(round * ways.len() + way));
+        let turns =
+            (1..ROUNDS).map(|round| round * ways.len() + way).map(|at| marks[at].milliseconds_to(&marks[at + 1]));
         sums[way] = turns.sum::<Result<f64>>()?;
     }
     Ok(first_of_the_fastest(&sums))
@@ -90,34 +93,6 @@ pub(crate) fn fastest<W>(context: &Context, ways: &[W], seconds: f64, run: impl 
 fn first_of_the_fastest(times: &[f64]) -> usize {
     let least = times.iter().copied().fold(f64::INFINITY, f64::min);
     times.iter().position(|&time| time <= least * (1.0 + MARGIN)).unwrap_or(0)
-}
-
-/// Points in the card's queue, and when it came to them.
-struct Marks(Vec<sys::CUevent>);
-
-impl Marks {
-    fn add(&mut self, context: &Context) -> Result<()> {
-        let event = check("make an event", result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT))?;
-        self.0.push(event);
-        // SAFETY: event and stream are valid.
-        check("record an event", unsafe { result::event::record(event, context.stream()) })
-    }
-
-    /// From a mark to the next, once the card has come to both.
-    fn milliseconds(&self, from: usize) -> Result<f64> {
-        // SAFETY: both are recorded, and the caller has waited for the stream.
-        let elapsed = unsafe { result::event::elapsed(self.0[from], self.0[from + 1]) };
-        check("read an event", elapsed).map(f64::from)
-    }
-}
-
-impl Drop for Marks {
-    fn drop(&mut self) {
-        for &event in &self.0 {
-            // SAFETY: each is destroyed once.
-            let _ = unsafe { result::event::destroy(event) };
-        }
-    }
 }
 
 #[cfg(test)]
