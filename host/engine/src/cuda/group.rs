@@ -251,14 +251,26 @@ impl Group {
         if self.factors.is_some() {
             return self.forward_with_factors(context, arena, weight, x, y, (add, product), dropping);
         }
-        context.kind(Kind::Base);
-        let inner = self.inputs + self.rank;
-        let w = weight.slice_rows(0, self.outputs).slice_cols(0, inner);
-        multiply(context, Layout::Nt, y, 1.0, x.slice_cols(0, inner), w, add.map(|add| (1.0, add)))?;
+        self.products(context, weight, x, y, add)?;
         match self.bias.filter(|_| !self.bias_elsewhere) {
             Some(bias) => ops::add_bias(context, y, bias),
             None => Ok(()),
         }
+    }
+
+    /// The products of inputs with [`Group::lower`] beside them, plus `add`, without biases.
+    pub(super) fn products(
+        &self,
+        context: &Context,
+        weight: View<bf16>,
+        x: View<bf16>,
+        p: View<bf16>,
+        add: Option<View<bf16>>,
+    ) -> Result<()> {
+        context.kind(Kind::Base);
+        let inner = self.inputs + self.rank;
+        let w = weight.slice_rows(0, self.outputs).slice_cols(0, inner);
+        multiply(context, Layout::Nt, p, 1.0, x.slice_cols(0, inner), w, add.map(|add| (1.0, add)))
     }
 
     /// `d_low` beside `dy`, which has room for it.
@@ -293,17 +305,17 @@ impl Group {
             context.kind(Kind::Adapter);
             let a = weight.slice_rows(self.outputs + adapter.at, adapter.rank).slice_cols(0, self.inputs);
             let d_low = d_product.slice_cols(self.outputs + adapter.at, adapter.rank);
-            let mark = arena.mark();
-            let through = match adapter.mask(dropping) {
-                None => dx,
-                Some(_) => arena.high::<bf16>(dy.rows(), self.inputs, 0)?,
+            let (mark, mask) = (arena.mark(), adapter.mask(dropping));
+            // What goes through a mask is made beside `dx` first.
+            let (through, add) = match mask {
+                None => (dx, Some((1.0, dx))),
+                Some(_) => (arena.high::<bf16>(dy.rows(), self.inputs, 0)?, None),
             };
-            let adds = adapter.mask(dropping).is_none();
-            multiply(context, Layout::Nn, through, 1.0, d_low, a, adds.then_some((1.0, through)))?;
+            multiply(context, Layout::Nn, through, 1.0, d_low, a, add)?;
             if adapter.magnitude.is_some() {
                 self.beyond(context, arena, weight, part, dy, through)?;
             }
-            if let Some(mask) = adapter.mask(dropping) {
+            if let Some(mask) = mask {
                 ops::dropout(context, dx, through, mask, true)?;
             }
             arena.release_high(mark);

@@ -139,14 +139,6 @@ impl Group {
         Ok(())
     }
 
-    /// The products of inputs with [`Group::lower`] beside them, without biases.
-    fn products(&self, context: &Context, weight: View<bf16>, x: View<bf16>, p: View<bf16>) -> Result<()> {
-        context.kind(Kind::Base);
-        let inner = self.inputs + self.rank;
-        let w = weight.slice_rows(0, self.outputs).slice_cols(0, inner);
-        multiply(context, Layout::Nt, p, 1.0, x.slice_cols(0, inner), w, None)
-    }
-
     /// [`Group::forward`] where there are factors. Without dropout `y` takes the products if nothing is to be added, and
     /// `product` takes them if something is.
     #[allow(clippy::too_many_arguments)]
@@ -162,14 +154,14 @@ impl Group {
     ) -> Result<()> {
         match (self.reading(dropping), add) {
             (None, _) => self.forward_mixed(context, arena, weight, x, y, add, dropping),
-            (Some(_), None) => self.products(context, weight, x, y),
+            (Some(_), None) => self.products(context, weight, x, y, None),
             (Some(reading), Some(add)) => {
                 let mark = arena.mark();
                 let p = match product {
                     Some(product) => product,
                     None => arena.high(y.rows(), self.outputs, 0)?,
                 };
-                self.products(context, weight, x, p)?;
+                self.products(context, weight, x, p, None)?;
                 dora::add(context, y, add, p, reading)?;
                 arena.release_high(mark);
                 Ok(())
@@ -259,7 +251,7 @@ impl Group {
             (Some(_), Some(product)) => Some(product),
             (Some(_), None) => {
                 let p = arena.high(dy.rows(), self.outputs, 0)?;
-                self.products(context, weight, x, p)?;
+                self.products(context, weight, x, p, None)?;
                 Some(p)
             }
         };

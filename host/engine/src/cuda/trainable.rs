@@ -85,7 +85,8 @@ pub struct Trainable {
     pub(crate) moments: Option<Moments>,
     /// Updates so far.
     pub updates: u64,
-    /// Where it stands: its weight's place, and 1 for an adapter's A, 2 for its B, 3 for its magnitudes. What trains is in this order, whenever it began.
+    /// Where it stands: its weight's place, and 1 for an adapter's A, 2 for its B, 3 for its magnitudes. What trains is in this
+    /// order, whenever it began.
     pub(crate) key: (Slot, u8),
     /// Whether it trains now; what stopped keeps its numbers.
     pub(crate) trains: bool,
@@ -100,25 +101,9 @@ impl Trainable {
         key: (Slot, u8),
         copy: View<bf16>,
         scale: f32,
-        [master, grad]: [View<f32>; 2],
+        numbers: [View<f32>; 2],
     ) -> Self {
-        Self {
-            name: name.into(),
-            rows: copy.rows(),
-            cols: copy.cols(),
-            master: Some(master),
-            copy: Some(copy),
-            scale,
-            on_bf16_grid: false,
-            value_is_copy: false,
-            grad: Grad::Wide(grad),
-            in_window: false,
-            moments: None,
-            updates: 0,
-            key,
-            trains: true,
-            own: None,
-        }
+        Self { rows: copy.rows(), cols: copy.cols(), copy: Some(copy), scale, ..Self::of_vector(name, key, numbers) }
     }
 
     /// A vector, with its numbers and its gradient.
