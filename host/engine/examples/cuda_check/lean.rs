@@ -5,7 +5,7 @@ use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 use liftplan_engine::{EngineError, IGNORE};
 
 use crate::Report;
-use crate::model::{Case, Dora, Method, Values, batch, on_card, shape, train, values};
+use crate::tiny::{Case, Dora, Method, Values, batch, on_card, shape, train, values};
 
 const OPTIONS: AdamWOptions =
     AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };

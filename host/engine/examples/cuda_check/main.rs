@@ -20,6 +20,7 @@ mod moments;
 mod ops;
 mod picks;
 mod products;
+mod tiny;
 mod work;
 
 use liftplan_engine::cuda::Context;

@@ -5,7 +5,7 @@ use liftplan_engine::optim::{AdamWOptions, BLOCK, Bf16Update, Moment};
 use liftplan_engine::storage::dynamic8::{Map, SIGNED, UNSIGNED};
 
 use crate::Report;
-use crate::model::{Case, Dora, Method, batch, on_card, shape, values};
+use crate::tiny::{Case, Dora, Method, batch, on_card, shape, values};
 
 pub fn check(context: &Context, report: &mut Report) {
     let name = "moments in 8 bits";

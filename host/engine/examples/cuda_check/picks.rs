@@ -10,7 +10,7 @@ use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, grad_norm};
 use liftplan_engine::{Adapter, Block, Decoder, Keep, StepOptions};
 
 use crate::Report;
-use crate::model::{Case, Dora, Method, Values, batch, on_card_with, on_cpu, shape, slots, treatment, values};
+use crate::tiny::{Case, Dora, Method, Values, batch, on_card_with, on_cpu, shape, slots, treatment, values};
 
 const STEPS: u32 = 20;
 /// The step from which a second run goes on: one adapter rests, and others are still to begin.
