@@ -4,8 +4,9 @@
 #     tests/cuda/soak.sh [PROCESSES, 4] [STEPS, 500]
 #
 # Each process trains the tiny model, or with SMOLLM2=<folder, GGUF file or hub id> SmolLM2-135M, by a method and from a seed of its
-# own: lora, spectrum, qlora, qspectrum, full in turn, or those that METHODS names. LIFTPLAN names the binary, CHECKER a program to run
-# it under (compute-sanitizer names the kernel, and takes a hundred times as long).
+# own: lora, spectrum, qlora, qspectrum, full in turn, or those that METHODS names. With ROUNDS=n each is n runs one after another, so
+# that some start and end beside others' steps, as in a comparison. LIFTPLAN names the binary, CHECKER a program to run it under
+# (compute-sanitizer names the kernel, and takes a hundred times as long).
 #
 # With KEEP=<folder> the driver is asked for a dump where a kernel fails, and what cuda-gdb says of it is printed, if it is there: the kernel,
 # and where in it. The one dump that was ever made was not finished within minutes and could not be read, so each process has LIMIT
@@ -46,12 +47,18 @@ while [ "$seed" -le "$processes" ]; do
     # The same data and model, another policy at a rate that it can bear.
     sed "s#= \"models/#= \"$at/models/#; s#= \"data/#= \"$at/data/#; /^rank = /d; /^alpha = /d; s/^lr = .*/lr = $rate/
         s/^name = \"lora\".*/name = \"$method\"\n$size/" "$from" >"$runs/$seed.toml"
-    {
-        # shellcheck disable=SC2086
-        timeout "${LIMIT:-600}" ${CHECKER:-} "$liftplan" train "$runs/$seed.toml" --out "$runs/$seed" --set "device=\"${DEVICE:-cuda}\"" --set "seed=$seed" \
-            ${model:+--set "model=\"$model\""} --set "train.steps=$steps" --set eval.limit=1 >"$runs/$seed.log" 2>&1
-        echo "$? $method" >"$runs/$seed.status"
-    } &
+    (
+        round=1
+        while [ "$round" -le "${ROUNDS:-1}" ]; do
+            run=$runs/$seed-$round
+            # shellcheck disable=SC2086
+            timeout "${LIMIT:-600}" ${CHECKER:-} "$liftplan" train "$runs/$seed.toml" --out "$run" --set "device=\"${DEVICE:-cuda}\"" --set "seed=$seed" \
+                ${model:+--set "model=\"$model\""} --set "train.steps=$steps" --set eval.limit=1 >"$run.log" 2>&1
+            echo "$? $method" >"$run.status"
+            rm -rf "$run"
+            round=$((round + 1))
+        done
+    ) &
     seed=$((seed + 1))
 done
 wait
@@ -67,6 +74,6 @@ for dump in ${KEEP:+"$KEEP"/*.cudacore}; do
     [ -e "$dump" ] || continue
     command -v cuda-gdb >/dev/null && cuda-gdb -batch -ex "target cudacore $dump" -ex "info cuda kernels" -ex "bt" 2>&1 | tail -n 20
 done
-echo "$failed of $processes runs of $steps steps failed"
+echo "$failed of $((processes * ${ROUNDS:-1})) runs of $steps steps failed"
 rm -rf "$runs"
 [ "$failed" = 0 ]
