@@ -3,32 +3,48 @@
 //
 // Products are kept, and whoever reads them multiplies by the factor in f32: rounding p and again f·p to 16 bits would undo
 // every factor within 0.2 % of 1.
-// Traffic: norms read the weight once an update. dora_add reads two matrices and writes one, where the product alone would read and
-// write one less each. The rest reads and writes what its counterpart without DoRA does. Not measured.
+// Traffic: squares read a weight once, when it has changed; norms read what products with A gave, a rank's share of that. dora_add
+// reads two matrices and writes one, where the product alone would read and write one less each. The rest reads and writes what its
+// counterpart without DoRA does. Not measured.
 
 static __device__ __forceinline__ Eight zeros() { return {{0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f}}; }
 
-// norm[row] = ‖w[row, inputs] + b[row, rank]·A‖ and factor[row] = magnitude[row] / norm[row], if there are magnitudes.
-// b begins at column b_at of w's rows; cross[row] = w[row]·Aᵀ and gram = A·Aᵀ. A warp a row; `inputs` is a multiple of 8.
-extern "C" __global__ void __launch_bounds__(256) dora_norms(
-    float* norm, float* factor, const float* magnitude, const bf16* w, const float* cross, const float* gram, int rows,
-    int inputs, int b_at, int rank, int stride, int cross_stride, int gram_stride) {
+// square[row] = ‖w[row]‖². A warp a row; `inputs` is a multiple of 8.
+extern "C" __global__ void __launch_bounds__(256) dora_squares(
+    float* square, const bf16* w, int rows, int inputs, int stride) {
     int row = blockIdx.x * 8 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (row >= rows) return;
-    const bf16 *from = w + (u64)row * stride, *b = from + b_at;
-    const float* along = cross + (u64)row * cross_stride;
+    const bf16* from = w + (u64)row * stride;
     float sum = 0.f;
+#pragma unroll 4
     for (int c = lane * 8; c < inputs; c += 256) {
         Eight v = load8(from + c);
         EIGHT sum += v.x[i] * v.x[i];
     }
+    sum = warp_sum(sum);
+    if (lane == 0) square[row] = sum;
+}
+
+// norm[row] = ‖w[row] + b[row]·A‖ and factor[row] = magnitude[row] / norm[row], if there are magnitudes; square[row] = ‖w[row]‖²,
+// cross[row] = w[row]·Aᵀ and gram = A·Aᵀ. A warp a row.
+// Where b·A nearly cancels w, what is left of the f32 sum is its rounding: a norm is off by up to some 1e-3 of ‖w‖ then.
+extern "C" __global__ void __launch_bounds__(256) dora_norms(
+    float* norm, float* factor, const float* magnitude, const float* square, const bf16* b, const float* cross,
+    const float* gram, int rows, int rank, int b_stride, int cross_stride, int gram_stride) {
+    int row = blockIdx.x * 8 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (row >= rows) return;
+    const bf16* of_row = b + (u64)row * b_stride;
+    const float* along = cross + (u64)row * cross_stride;
+    float sum = 0.f;
     for (int k = lane; k < rank; k += 32) {
         float of_k = 2.f * along[k];
-        for (int j = 0; j < rank; j++) of_k += gram[(u64)k * gram_stride + j] * f32_of(b[j]);
-        sum += f32_of(b[k]) * of_k;
+        // Down a column of the symmetric gram, so that lanes read neighbours.
+        for (int j = 0; j < rank; j++) of_k += gram[(u64)j * gram_stride + k] * f32_of(of_row[j]);
+        sum += f32_of(of_row[k]) * of_k;
     }
     sum = warp_sum(sum);
     if (lane) return;
+    sum += square[row];
     // What cancels may be below zero; what is no number stays none.
     float root = sqrtf(sum < 0.f ? 0.f : sum);
     norm[row] = root;

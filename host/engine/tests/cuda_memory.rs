@@ -171,9 +171,9 @@ fn gradients_of_updates_inside_the_pass_share_one_blocks_place() {
 fn magnitudes_take_themselves_their_factors_and_two_kept_products() {
     let lora = decoder(Storage::Bf16, Options::default());
     let dora = laid_out(&adapted(&shape(), Storage::Bf16, true), Options::default());
-    // Outputs of q, k, v, o, gate, up and down; factor, norm, value, gradient and two moments, in f32.
+    // Outputs of q, k, v, o, gate, up and down; factor, norm, square, value, gradient and two moments, in f32.
     let outputs = 4096 + 2 * 1024 + 4096 + 2 * 12_288 + 4096;
-    assert_eq!(dora.model_bytes() - lora.model_bytes(), 36 * 6 * 4 * outputs);
+    assert_eq!(dora.model_bytes() - lora.model_bytes(), 36 * 7 * 4 * outputs);
     let kept = |products: usize| {
         let plan = StepPlan::new(36, products, 0, 2048, 512);
         dora.needed(&batch(), &plan).unwrap() - lora.needed(&batch(), &plan).unwrap()

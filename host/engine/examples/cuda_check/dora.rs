@@ -54,21 +54,53 @@ fn norms(bench: &mut Bench<'_>, report: &mut Report) {
             }
         }
         let w = bench.narrow(outputs, inputs + padded, 0, &wide).slice_cols(0, inputs);
+        let square: View<f32> = bench.poisoned(1, outputs, 8);
+        dora::squares(context, square, w).unwrap();
         let around = Around {
-            b_at: inputs + at,
+            square,
+            b: w.slice_cols(inputs + at, rank),
             cross: bench.put(&crossed).reshaped(outputs, padded).slice_cols(at, rank),
             gram: bench.put(&gram).reshaped(padded, padded).slice_rows(at, rank).slice_cols(at, rank),
         };
         let values: View<f32> = bench.put(&magnitude);
         let found: [View<f32>; 2] = [bench.poisoned(1, outputs, 8), bench.poisoned(1, outputs, 8)];
-        dora::norms(context, found, Some(values), w, around).unwrap();
+        dora::norms(context, found, Some(values), around).unwrap();
         let name = format!("dora: norms of {outputs}x{inputs}, rank {rank}");
+        let expected: Vec<f32> =
+            wide.chunks(inputs + padded).map(|row| row[..inputs].iter().map(|x| x * x).sum()).collect();
+        report.compare(&format!("{name}, squares"), &context.download(square).unwrap(), &expected, 1e-5);
         report.compare(&name, &context.download(found[0]).unwrap(), &norm, 1e-5);
         report.compare(&format!("{name}, factors"), &context.download(found[1]).unwrap(), &factor, 1e-5);
         // Without magnitudes factors stay as they are.
-        dora::norms(context, [found[0], values], None, w, around).unwrap();
+        dora::norms(context, [found[0], values], None, around).unwrap();
         report.holds(&format!("{name}, alone"), context.download(values).unwrap() == magnitude);
     }
+    // Nothing at all; what the adapter takes away in one number, and in eight, whose sums round; and a weight alone.
+    let w = [[0.0; 8], [3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.3; 8], [1.0; 8]];
+    let (a, b) =
+        ([[1.0_f32, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0; 8]], [[0.0, 0.0], [-3.0, 0.0], [0.0, -0.3], [0.0; 2]]);
+    let rows: Vec<f32> = w.iter().zip(&b).flat_map(|(w, b)| w.iter().chain(b).chain(&[f32::NAN; 6]).copied()).collect();
+    let rows = bench.narrow(4, 16, 0, &rows);
+    let dot = |a: &[f32; 8], b: &[f32; 8]| -> f32 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    // The numbers that lie there.
+    let on_card: Vec<[f32; 8]> = bench.get(rows).chunks(16).map(|row| std::array::from_fn(|i| row[i])).collect();
+    let crossed: Vec<f32> = on_card.iter().flat_map(|w| a.iter().map(move |a| dot(w, a))).collect();
+    let gram: Vec<f32> = a.iter().flat_map(|x| a.iter().map(move |y| dot(x, y))).collect();
+    let square: View<f32> = bench.poisoned(1, 4, 0);
+    dora::squares(context, square, rows.slice_cols(0, 8)).unwrap();
+    let around = Around {
+        square,
+        b: rows.slice_cols(8, 2),
+        cross: bench.put(&crossed).reshaped(4, 2),
+        gram: bench.put(&gram).reshaped(2, 2),
+    };
+    let found: [View<f32>; 2] = [bench.poisoned(1, 4, 0), bench.poisoned(1, 4, 0)];
+    let magnitude: View<f32> = bench.put(&[2.0_f32; 4]);
+    dora::norms(context, found, Some(magnitude), around).unwrap();
+    let [norm, factor] = found.map(|view| context.download(view).unwrap());
+    report.holds("dora: rows of zeros have factors of 1", norm[..2] == [0.0; 2] && factor[..2] == [1.0; 2]);
+    report.holds("dora: what cancels is near zero", (0.0..1e-3).contains(&norm[2]) && factor[2].is_finite());
+    report.compare("dora: a weight alone", &[norm[3], factor[3]], &[8_f32.sqrt(), 2.0 / 8_f32.sqrt()], 1e-6);
 }
 
 fn outputs(bench: &mut Bench<'_>, report: &mut Report) {

@@ -175,8 +175,9 @@ fn stops_amid(context: &Context, case: &Case, values: &Values, report: &mut Repo
     let options = Options { update_in_backward: true, ..case.options };
     let mut decoder = built(context, case, options, values);
     for (name, number) in [("1.Q.A", 0.0), ("1.Q.B", 1e30)] {
-        let matrix = decoder.trainables().iter().find(|trainable| trainable.name == name).unwrap();
-        matrix.set_value(context, &vec![number; matrix.len()]).unwrap();
+        let matrix = decoder.trainables().iter().position(|trainable| trainable.name == name).unwrap();
+        let len = decoder.trainables()[matrix].len();
+        decoder.set_value(matrix, &vec![number; len]).unwrap();
     }
     let of = |decoder: &CudaDecoder, block: usize| -> Vec<Vec<f32>> {
         let in_block = decoder.trainables().iter().filter(|trainable| trainable.name.starts_with(&format!("{block}.")));

@@ -20,6 +20,7 @@ mod moments;
 mod ops;
 mod picks;
 mod products;
+mod reuse;
 mod tiny;
 mod work;
 
@@ -59,6 +60,7 @@ fn main() {
             moments::check(&context, &mut report);
             lean::check(&context, &mut report);
             picks::check(&context, &mut report);
+            reuse::check(&context, &mut report);
             println!("{} checks, {} failed", report.done, report.failed.len());
             for failure in &report.failed {
                 println!("FAILED {failure}");

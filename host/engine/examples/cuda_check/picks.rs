@@ -92,7 +92,7 @@ fn on_card_run(context: &Context, case: &Case, values: &Values, resume: bool) ->
             let numbers = numbers(context, &decoder);
             let states = decoder.states().unwrap();
             decoder = at(step);
-            put(context, &decoder, &numbers);
+            put(&mut decoder, &numbers);
             decoder.set_states(states).unwrap();
         }
         let begins: Vec<_> = slots(case)
@@ -107,7 +107,7 @@ fn on_card_run(context: &Context, case: &Case, values: &Values, resume: bool) ->
             decoder.adapt(&begins).unwrap();
             let names = begins.iter().flat_map(|(_, spec)| [&spec.a, &spec.b].into_iter().chain(&spec.magnitude));
             let first = names.map(|name| (name.clone(), values[name].2.clone())).collect();
-            put(context, &decoder, &first);
+            put(&mut decoder, &first);
         }
         decoder.set_active(|name| adapter_trains(case, step, name)).unwrap();
         decoder.set_dropout(3, u64::from(step));
@@ -134,14 +134,14 @@ fn on_card_run(context: &Context, case: &Case, values: &Values, resume: bool) ->
 /// Steps whose gradients are compared: the first, and those behind picks.
 const WATCHED: [u32; 5] = [0, 6, 9, 12, 13];
 
-fn numbers(context: &Context, decoder: &CudaDecoder) -> BTreeMap<String, Vec<f32>> {
+pub(super) fn numbers(context: &Context, decoder: &CudaDecoder) -> BTreeMap<String, Vec<f32>> {
     decoder.trainables().iter().map(|t| (t.name.clone(), t.value(context).unwrap())).collect()
 }
 
-fn put(context: &Context, decoder: &CudaDecoder, numbers: &BTreeMap<String, Vec<f32>>) {
+pub(super) fn put(decoder: &mut CudaDecoder, numbers: &BTreeMap<String, Vec<f32>>) {
     for (name, numbers) in numbers {
-        let trainable = decoder.trainables().iter().find(|trainable| trainable.name == *name).unwrap();
-        trainable.set_value(context, numbers).unwrap();
+        let index = decoder.trainables().iter().position(|trainable| trainable.name == *name).unwrap();
+        decoder.set_value(index, numbers).unwrap();
     }
 }
 
@@ -234,7 +234,7 @@ fn compare(context: &Context, case: &Case, report: &mut Report) {
         late.adapt(&specs).unwrap();
     }
     let all: BTreeMap<String, Vec<f32>> = numbers(context, &early);
-    put(context, &late, &all);
+    put(&mut late, &all);
     let bytes = |decoder: &CudaDecoder| decoder.model_bytes();
     let batch = batch(case.shape.vocab, 0);
     for plan in [StepPlan::new(3, 3, 3, 4096, 4096), StepPlan { pieces: 2, ..StepPlan::new(3, 1, 0, 50, 7) }] {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use half::bf16;
-use liftplan_engine::cuda::gemm::{Layout, Output, multiply};
+use liftplan_engine::cuda::gemm::{Layout, Output, multiply, multiply_own};
 use liftplan_engine::cuda::ops::{Filled, random_normal};
 use liftplan_engine::cuda::{Buffer, Context, View};
 
@@ -50,6 +50,20 @@ fn product<T: Output>(context: &Context, name: &str, layout: Layout, [m, n, k]: 
     });
 }
 
+/// A weight and, below it, an adapter's rows, by these rows: what DoRA's norms are made of.
+fn by_adapter(context: &Context, name: &str, [outputs, inputs]: [usize; 2], rank: usize) {
+    let mut buffers = Vec::new();
+    let rows = outputs + rank;
+    let both = matrix(context, &mut buffers, rows, inputs, rank);
+    let buffer = Buffer::new(context, rows * rank * 4).unwrap();
+    let out = buffer.view::<f32>(rows, rank);
+    let flop = 2.0 * (rows * rank * inputs) as f64;
+    let bytes = (2 * rows * inputs + 4 * rows * rank) as f64;
+    time(context, &format!("{name} by A {rows}x{rank}x{inputs}"), flop, bytes, || {
+        multiply_own(context, Layout::Nt, out, both, both.slice_rows(outputs, rank)).unwrap();
+    });
+}
+
 /// Prints each product's time.
 pub fn run(context: &Context) {
     for tokens in [8192, 512] {
@@ -73,6 +87,12 @@ pub fn run(context: &Context) {
         product::<f32>(context, "dB of gate", Layout::Tn, [12288, 16, tokens], 64, true);
         product::<f32>(context, "dB of down", Layout::Tn, [4096, 16, tokens], 64, true);
         product::<bf16>(context, "dW of gate", Layout::Tn, [12288, 4096, tokens], 0, false);
+    }
+    for rank in [16, 64] {
+        by_adapter(context, "qkv", [6144, 4096], rank);
+        by_adapter(context, "o", [4096, 4096], rank);
+        by_adapter(context, "gate_up", [24_576, 4096], rank);
+        by_adapter(context, "down", [4096, 12_288], rank);
     }
     product::<bf16>(context, "logits", Layout::Nt, [2048, 151_936, 4096], 0, false);
     product::<bf16>(context, "logits backward", Layout::Nn, [2048, 4096, 151_936], 0, false);

@@ -71,7 +71,7 @@ pub(crate) struct Pass<'a> {
     pub first: bool,
     /// Dropout of adapters, in training.
     pub dropping: Option<Dropping>,
-    /// Whether magnitudes' factors are to be made: adapters may have changed since they were.
+    /// Whether magnitudes' factors are to be made, if they do not hold.
     pub factors: bool,
 }
 
@@ -139,7 +139,11 @@ impl Block {
     pub fn trains(&self) -> bool {
         let scales = [Some(self.input_norm), self.q_norm, self.k_norm, Some(self.post_norm)];
         scales.into_iter().flatten().any(|scale| scale.trained.is_some())
-            || [&self.qkv, &self.o, &self.gate_up, &self.down].into_iter().any(Group::trains)
+            || self.groups().into_iter().any(Group::trains)
+    }
+
+    pub(super) fn groups(&self) -> [&Group; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
 
     pub(super) fn heads(&self, dropping: Option<Dropping>) -> Heads {
@@ -160,7 +164,7 @@ impl Block {
         self.q_norm.is_none() && self.k_norm.is_none() && self.qkv.bias.is_none() && self.qkv.factors.is_none()
     }
 
-    /// A group's weights, and its factors if they are to be made.
+    /// A group's weights, with its factors as they are to be.
     pub(super) fn ready(&self, pass: &Pass<'_>, arena: &mut Arena, group: &Group) -> Result<View<bf16>> {
         let weight = group.weights(pass.context, arena)?;
         if pass.factors {

@@ -106,6 +106,7 @@ impl Builder {
     /// # Errors
     /// When there is no such weight, the numbers do not fit it, or the device fails.
     pub fn load(&mut self, slot: Slot, data: Data<'_>) -> Result<()> {
+        self.decoder.lower();
         let context = self.decoder.context.clone();
         let [rows, cols] = self.decoder.shape.shape_of(slot.1);
         let found = match data {
@@ -228,8 +229,8 @@ impl Builder {
     ///
     /// # Errors
     /// When the numbers do not fit it, or the device fails.
-    pub fn set_trainable(&self, index: usize, values: &[f32]) -> Result<()> {
-        self.decoder.trainables[index].set_value(&self.decoder.context, values)
+    pub fn set_trainable(&mut self, index: usize, values: &[f32]) -> Result<()> {
+        self.decoder.set_value(index, values)
     }
 
     /// The model, loaded.

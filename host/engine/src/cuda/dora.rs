@@ -22,11 +22,13 @@ pub struct Reading {
     pub bias: Option<View<f32>>,
 }
 
-/// An adapter's matrices as they lie around a weight, and what products of them gave.
+/// What the norms of a layer's rows are made of; `B` is `s·B`, as it lies beside the weight.
 #[derive(Clone, Copy, Debug)]
 pub struct Around {
-    /// First column of `s·B` behind the weight's columns.
-    pub b_at: usize,
+    /// `‖W‖²` of each row, `[1, outputs]`.
+    pub square: View<f32>,
+    /// `[outputs, rank]`.
+    pub b: View<bf16>,
     /// `W · Aᵀ`, `[outputs, rank]`.
     pub cross: View<f32>,
     /// `A · Aᵀ`, `[rank, rank]`.
@@ -46,8 +48,19 @@ pub fn parts_len(rows: usize, n: usize) -> usize {
     rows.div_ceil(CHUNK).max(1) * n
 }
 
-/// `norm = ‖W + s·B·A‖` of each row of `w[outputs, inputs]`, behind whose columns `s·B` lies, and with `magnitude`
-/// `factor = magnitude / norm`.
+/// `square = ‖W‖²` of each row of `w[outputs, inputs]`.
+///
+/// # Errors
+/// When the launch fails.
+pub fn squares(context: &Context, square: View<f32>, w: View<bf16>) -> Result<()> {
+    context.kind(Kind::Adapter);
+    let (rows, cols) = (w.rows(), w.cols());
+    assert!(square.cols() == rows && cols.is_multiple_of(8), "a square for each row of a weight");
+    let arguments = args![square, w, rows, cols, w.stride()];
+    context.launch(&DORA, &[], "dora_squares", Launch::new(rows.div_ceil(8), 256), arguments)
+}
+
+/// `norm = ‖W + s·B·A‖` of each row, and with `magnitude` `factor = magnitude / norm`: `[1, outputs]` each.
 ///
 /// # Errors
 /// When the launch fails.
@@ -55,16 +68,17 @@ pub fn norms(
     context: &Context,
     [norm, factor]: [View<f32>; 2],
     magnitude: Option<View<f32>>,
-    w: View<bf16>,
     around: Around,
 ) -> Result<()> {
     context.kind(Kind::Adapter);
-    let Around { b_at, cross, gram } = around;
-    let (rows, rank) = (w.rows(), gram.rows());
-    assert!(b_at + rank <= w.stride() && cross.cols() == rank, "an adapter beside its weight");
+    let Around { square, b, cross, gram } = around;
+    let (rows, rank) = (b.rows(), b.cols());
+    let of_rows = [norm, factor, square].into_iter().chain(magnitude).all(|view| view.cols() == rows);
+    let of_ranks = (cross.rows(), cross.cols()) == (rows, rank) && (gram.rows(), gram.cols()) == (rank, rank);
+    assert!(of_rows && of_ranks, "what norms are made of, row by row");
     #[rustfmt::skip]
     let arguments = args![
-        norm, factor, magnitude, w, cross, gram, rows, w.cols(), b_at, rank, w.stride(), cross.stride(), gram.stride()
+        norm, factor, magnitude, square, b, cross, gram, rows, rank, b.stride(), cross.stride(), gram.stride()
     ];
     context.launch(&DORA, &[], "dora_norms", Launch::new(rows.div_ceil(8), 256), arguments)
 }

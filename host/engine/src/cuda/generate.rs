@@ -99,9 +99,7 @@ impl Decoder {
             this.context.upload(id_view, &ids)?;
             this.context.upload(position_view, &positions)?;
             let documents = Documents::new(View::at(0, 1, 0, 0), Vec::new());
-            // Factors are those of the cache's first tokens: nothing trains while it is read.
-            let factors = first == 0;
-            let pass = Pass { factors, ..this.forward_pass(&documents, position_view, count) };
+            let pass = this.forward_pass(&documents, position_view, count);
             let x = arena.low::<bf16>(count, this.shape().hidden, 0)?;
             ops::embed(&this.context, x, this.embedding.view, id_view)?;
             for (layer, block) in this.blocks.iter().enumerate() {

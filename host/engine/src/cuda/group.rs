@@ -15,13 +15,15 @@
 //! `low` is written beside `x`, into room that every buffer of activations has behind its columns; so is `d_low` beside
 //! `dy`. Ranks of the parts stand beside each other, B's blocks on the diagonal.
 
+use std::cell::Cell;
+
 use half::bf16;
 
 use super::arena::Arena;
 use super::context::Context;
 use super::gemm::{Layout, multiply};
-use super::group_dora::{Factors, Magnitude};
 use super::in_backward::Grads;
+use super::magnitudes::{Factors, Holds, Magnitude};
 use super::memory::View;
 use super::nf4;
 use super::ops::{self, Mask};
@@ -168,6 +170,8 @@ pub(crate) struct Group {
     pub bias_elsewhere: bool,
     /// With DoRA in any part.
     pub factors: Option<Factors>,
+    /// How much of them is that of the weights and adapters as they are.
+    pub holds: Cell<Holds>,
     pub parts: Vec<Part>,
 }
 

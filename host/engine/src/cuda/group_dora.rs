@@ -1,5 +1,6 @@
 //! Magnitudes of a group's outputs (DoRA, arXiv 2402.09353, in PEFT's form): a layer's output is `f · p + bias` with
-//! `p = x·Wᵀ + s·(x·Aᵀ)·Bᵀ` and `f = m / ‖W + s·B·A‖` of each output's row, the norm held constant in the backward pass.
+//! `p = x·Wᵀ + s·(x·Aᵀ)·Bᵀ` and `f = m / ‖W + s·B·A‖` of each output's row (`magnitudes.rs`), the norm held constant in the
+//! backward pass.
 //!
 //! Without dropout what a product wrote is `p`, and whoever reads it multiplies ([`Group::reading`]); it is what a magnitude's
 //! gradient reads as well, `Σ dy · p / norm`. With dropout the adapter's input `x'` is another, and the output is made at once:
@@ -15,128 +16,24 @@ use half::bf16;
 
 use super::arena::Arena;
 use super::context::Context;
-use super::decoder::Decoder;
-use super::dora::{self, Around, Reading};
+use super::dora::{self, Reading};
 use super::gemm::{Layout, multiply};
-use super::group::{Dropping, Group, Part, PartAdapter};
+use super::group::{Dropping, Group, Part};
 use super::in_backward::Grads;
 use super::memory::View;
 use super::ops::{self, Mask};
 use super::profile::Kind;
-use super::slab::Slab;
 use super::trainable::Grad;
 use crate::error::Result;
-
-/// What a group's magnitudes make of its products, one number an output.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Factors {
-    /// `m / norm`; 1 where there is no magnitude.
-    pub factor: View<f32>,
-    /// The norms of rows.
-    pub norm: View<f32>,
-}
-
-impl Factors {
-    /// Memory for the factors of so many outputs, all of them 1.
-    pub fn take(context: &Context, slab: &mut Slab, outputs: usize) -> Result<Self> {
-        let factor = slab.take::<f32>(1, outputs, 0)?;
-        context.upload(factor, &vec![1.0; outputs])?;
-        Ok(Self { factor, norm: slab.zeros(1, outputs, 0)? })
-    }
-}
-
-/// An adapter's magnitudes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Magnitude {
-    /// Which trainable they are.
-    pub trained: usize,
-    pub values: View<f32>,
-}
 
 /// Rows of a batch whose outputs are made in `f32` at once, with dropout.
 const ROWS: usize = 2048;
 
-impl Decoder {
-    /// Sets DoRA's magnitudes, those whose name `begins`, to the norms of the rows of weights and adapters as they are.
-    ///
-    /// # Errors
-    /// When there is no memory, or the device fails.
-    pub fn begin_magnitudes(&mut self, begins: impl Fn(&str) -> bool) -> Result<()> {
-        self.within(|this, arena| {
-            let begins = |magnitude: &Magnitude| begins(&this.trainables[magnitude.trained].name);
-            let mut groups = this.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.gate_up, &block.down]);
-            groups.try_for_each(|group| group.begin_magnitudes(&this.context, arena, begins))
-        })?;
-        self.release_arena()
-    }
-}
-
 impl Group {
-    fn magnitudes(&self) -> impl Iterator<Item = (&Part, &PartAdapter, Magnitude)> {
-        self.parts.iter().filter_map(|part| {
-            let adapter = part.adapter.as_ref()?;
-            Some((part, adapter, adapter.magnitude?))
-        })
-    }
-
     /// What turns the group's products into outputs, for whoever reads them; `None` if they are outputs already.
     pub fn reading(&self, dropping: Option<Dropping>) -> Option<Reading> {
         let factors = self.factors.filter(|_| !self.drops(dropping))?;
         Some(Reading { factor: factors.factor, bias: self.bias })
-    }
-
-    /// Makes the factors of the passes to come, which change with the adapters' matrices and the magnitudes.
-    pub fn make_factors(&self, context: &Context, arena: &mut Arena, weight: View<bf16>) -> Result<()> {
-        self.make_norms(context, arena, weight, |magnitude| Some(magnitude.values))
-    }
-
-    /// Sets the magnitudes that begin to the norms of the rows as they are, so that their factors are 1.
-    fn begin_magnitudes(
-        &self,
-        context: &Context,
-        arena: &mut Arena,
-        begins: impl Fn(&Magnitude) -> bool,
-    ) -> Result<()> {
-        let Some(factors) = self.factors else { return Ok(()) };
-        let mark = arena.mark();
-        let weight = self.weights(context, arena)?;
-        self.make_norms(context, arena, weight, |_| None)?;
-        for (part, _, magnitude) in self.magnitudes().filter(|(.., magnitude)| begins(magnitude)) {
-            context.copy(magnitude.values, factors.norm.slice_cols(part.at, part.outputs))?;
-        }
-        arena.release_high(mark);
-        Ok(())
-    }
-
-    /// ‖W + s·B·A‖² = ‖W‖² + 2·s·B·(W·Aᵀ) + s²·B·(A·Aᵀ)·Bᵀ, row by row, in `f32`.
-    fn make_norms(
-        &self,
-        context: &Context,
-        arena: &mut Arena,
-        weight: View<bf16>,
-        values: impl Fn(Magnitude) -> Option<View<f32>>,
-    ) -> Result<()> {
-        let Some(factors) = self.factors else { return Ok(()) };
-        let mark = arena.mark();
-        let cross = arena.high::<f32>(self.outputs, self.rank, 0)?;
-        let gram = arena.high::<f32>(self.rank, self.rank, 0)?;
-        let w = weight.slice_rows(0, self.outputs).slice_cols(0, self.inputs);
-        let a = weight.slice_rows(self.outputs, self.rank).slice_cols(0, self.inputs);
-        context.kind(Kind::Adapter);
-        multiply(context, Layout::Nt, cross, 1.0, w, a, None)?;
-        multiply(context, Layout::Nt, gram, 1.0, a, a, None)?;
-        for (part, adapter, magnitude) in self.magnitudes() {
-            let of_part = |view: View<f32>| view.slice_cols(part.at, part.outputs);
-            let around = Around {
-                b_at: self.inputs + adapter.at,
-                cross: cross.slice_rows(part.at, part.outputs).slice_cols(adapter.at, adapter.rank),
-                gram: gram.slice_rows(adapter.at, adapter.rank).slice_cols(adapter.at, adapter.rank),
-            };
-            let to = [of_part(factors.norm), of_part(factors.factor)];
-            dora::norms(context, to, values(magnitude), w.slice_rows(part.at, part.outputs), around)?;
-        }
-        arena.release_high(mark);
-        Ok(())
     }
 
     /// [`Group::forward`] where there are factors. Without dropout `y` takes the products if nothing is to be added, and

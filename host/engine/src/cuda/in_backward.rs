@@ -159,7 +159,10 @@ impl Decoder {
             underway.formats.push((place, format.bits()));
         }
         self.clear_stop()?;
-        let loss = pass(self, &underway)?;
+        let loss = pass(self, &underway);
+        // Blocks have changed behind the products that read their factors.
+        self.lower_updated(updates);
+        let loss = loss?;
         let place = underway.squares;
         let norm = self.norm_of(&self.optimizer.tables[place], &all)?;
         let (norm, reached) = match norm {

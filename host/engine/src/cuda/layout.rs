@@ -1,5 +1,6 @@
 //! Laying out a model on the card: what each weight is becomes memory, groups of linear layers, and a list of what trains.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use half::bf16;
@@ -10,8 +11,8 @@ use super::builder::{Place, unfit};
 use super::context::Context;
 use super::decoder::Table;
 use super::group::{Group, Part, PartAdapter, Standing, padded};
-use super::group_dora::{Factors, Magnitude};
 use super::locked::Locked;
+use super::magnitudes::{Factors, Magnitude};
 use super::memory::{Element, View};
 use super::nf4;
 use super::packed::{Int8, Packed};
@@ -249,7 +250,21 @@ impl<'a> Maker<'a> {
         let has_magnitudes = parts.iter().filter_map(|part| part.adapter.as_ref()).any(|a| a.magnitude.is_some());
         let factors = if has_magnitudes { Some(Factors::take(self.context, &mut self.slab, outputs)?) } else { None };
         let bias_elsewhere = roles.first().is_some_and(|(role, _)| *role == Role::Q);
-        Ok(Group { inputs, outputs, rank, ranks, weight, a, b, a_grad, bias, bias_elsewhere, factors, parts })
+        Ok(Group {
+            inputs,
+            outputs,
+            rank,
+            ranks,
+            weight,
+            a,
+            b,
+            a_grad,
+            bias,
+            bias_elsewhere,
+            factors,
+            holds: Cell::default(),
+            parts,
+        })
     }
 
     /// An adapter's magnitudes.

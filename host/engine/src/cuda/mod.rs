@@ -46,6 +46,7 @@ mod inputs;
 mod layout;
 mod locked;
 mod loss;
+mod magnitudes;
 mod observe;
 mod offload;
 mod regroup;

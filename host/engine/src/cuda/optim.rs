@@ -328,6 +328,7 @@ impl Decoder {
         self.context.bind()?;
         self.settle_grads()?;
         let of = order(&self.trainables, updates);
+        self.lower_updated(updates);
         self.prepare(&of)?;
         self.keep_values()?;
         let settings: BTreeMap<usize, Update> = updates.iter().map(|update| (update.index, *update)).collect();

@@ -12,7 +12,7 @@ use half::bf16;
 use super::builder::{Place, unfit};
 use super::decoder::Decoder;
 use super::group::{Group, Part, PartAdapter, Standing, padded};
-use super::group_dora::{Factors, Magnitude};
+use super::magnitudes::{Factors, Magnitude};
 use super::memory::View;
 use super::ops;
 use super::slab::Slab;
@@ -166,7 +166,7 @@ impl Decoder {
 }
 
 /// A linear layer's group in its block, and its part there.
-fn place_of(role: Role) -> Option<(usize, usize)> {
+pub(super) fn place_of(role: Role) -> Option<(usize, usize)> {
     let mut groups = GROUPS.iter().enumerate();
     groups.find_map(|(group, roles)| roles.iter().position(|of| *of == role).map(|at| (group, at)))
 }

@@ -13,7 +13,7 @@ use crate::error::Result;
 
 impl Decoder {
     /// Makes a weight one that can train, if it is not yet: its number among the trainables, and whether it is new. A new one in
-    /// `f32` has the numbers that products read; [`Trainable::set_value`] gives it finer ones. A weight in 4 bits becomes bf16
+    /// `f32` has the numbers that products read; [`Decoder::set_value`] gives it finer ones. A weight in 4 bits becomes bf16
     /// without numbers.
     ///
     /// # Errors
@@ -21,6 +21,7 @@ impl Decoder {
     pub fn adopt(&mut self, slot: Slot, name: &str, storage: Storage) -> Result<(usize, bool)> {
         self.expect_own_gradients()?;
         self.context.bind()?;
+        self.lower();
         if self.home(slot).is_some() {
             return Err(unfit(slot, "on the card, since it is to train", "in the host's memory"));
         }
@@ -156,9 +157,10 @@ impl Decoder {
         }
     }
 
-    /// What was planned and tabled for what trained before goes, and the activations' memory for what begins now.
+    /// What was planned, tabled and made for what trained before goes, and the activations' memory for what begins now.
     pub(super) fn forget_plans(&mut self) -> Result<()> {
         (self.plan, self.room) = (None, None);
+        self.lower();
         self.optimizer.tables.clear();
         self.release_arena()
     }

@@ -87,6 +87,7 @@ impl Builder {
             Some(Place::Packed(Packed::Int8(_)) | Place::Vector { .. }) => return Ok(None),
         };
         self.decoder.context.bind()?;
+        self.decoder.lower();
         // Without a card there is nothing to read it for.
         let done = if self.decoder.context.is_dry() { to.rows() } else { 0 };
         Ok(Some(Upload { builder: self, to, then, rows: [done, 0] }))

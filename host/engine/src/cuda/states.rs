@@ -52,6 +52,7 @@ impl Decoder {
     /// # Errors
     /// When one does not fit its tensor or the format that moments are kept in, or the device fails.
     pub fn set_states(&mut self, states: BTreeMap<String, State>) -> Result<()> {
+        self.lower();
         self.context.bind()?;
         let (context, format) = (self.context.clone(), self.options.moments);
         for trainable in &mut self.trainables {

@@ -39,8 +39,7 @@ impl Decoder {
             mlp_rows: plan.mlp_rows,
             first,
             dropping: Some(Dropping { pass: self.dropout, first_row: 0 }),
-            // Nothing has changed since the first pass whose gradients are added up.
-            factors: first,
+            factors: true,
         };
         let lowest = self.lowest();
         // The first blocks, whose inputs wait on the host, with what attention gave where that is kept; two buffers take turns.
@@ -103,6 +102,7 @@ impl Decoder {
             self.stop_if_not_finite(losses)?;
         }
         if let Some(d) = d {
+            // Those of the way forward, however much is made again.
             let pass = Pass { factors: false, ..pass };
             let count = kept.len();
             for (i, block) in self.blocks.iter().enumerate().rev().take(count) {

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::context::Context;
+use super::decoder::Decoder;
 use super::memory::View;
 use super::ops;
 use super::slab::Slab;
@@ -153,7 +154,7 @@ impl Trainable {
     ///
     /// # Errors
     /// When there are too many or too few, or the device fails.
-    pub fn set_value(&self, context: &Context, values: &[f32]) -> Result<()> {
+    pub(super) fn set_value(&self, context: &Context, values: &[f32]) -> Result<()> {
         expect_shape(&self.name, self.len(), values.len())?;
         match (self.master, self.copy) {
             (Some(master), copy) => {
@@ -234,5 +235,23 @@ impl Trainable {
             ),
         });
         Ok(())
+    }
+}
+
+impl Decoder {
+    /// Sets the numbers of something that trains or once did, by its number.
+    ///
+    /// # Errors
+    /// When there is no such thing, there are too many or too few, or the device fails.
+    pub fn set_value(&mut self, index: usize, values: &[f32]) -> Result<()> {
+        self.lower();
+        match self.trainables.get(index) {
+            Some(trainable) => trainable.set_value(&self.context, values),
+            None => Err(EngineError::Shape {
+                what: "the number of what trains".into(),
+                expected: format!("less than {}", self.trainables.len()),
+                found: index.to_string(),
+            }),
+        }
     }
 }

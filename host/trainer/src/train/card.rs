@@ -179,8 +179,7 @@ impl Card {
 
     /// Sets the numbers of a tensor that can train.
     pub(super) fn set_value(&mut self, index: usize, values: &[f32]) -> Result<(), EngineError> {
-        let Some(trainable) = self.decoder.trainables().get(index) else { return Ok(()) };
-        trainable.set_value(self.decoder.context(), values)
+        self.decoder.set_value(index, values)
     }
 
     /// Notes how a tensor that can train stands in files.
@@ -300,7 +299,8 @@ impl Card {
     /// # Errors
     /// When one is missing or does not fit, or the device fails.
     pub fn load(&mut self, file: &TensorFile) -> Result<()> {
-        for trainable in self.decoder.trainables() {
+        for index in 0..self.decoder.trainables().len() {
+            let trainable = &self.decoder.trainables()[index];
             let tensor = file.get(&trainable.name)?;
             let (shape, storage) = self.files.get(&trainable.name).ok_or_else(|| missing(&trainable.name))?;
             let values = match (tensor.data, storage) {
@@ -318,7 +318,7 @@ impl Card {
                     )));
                 }
             };
-            trainable.set_value(self.decoder.context(), &values).map_err(failed)?;
+            self.decoder.set_value(index, &values).map_err(failed)?;
         }
         Ok(())
     }

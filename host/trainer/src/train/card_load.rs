@@ -93,9 +93,9 @@ pub(super) fn begin_adapters(
             let names = AdapterNames::of(&info.name);
             let b = vec![0.0; out * rank];
             for (name, shape, values) in [(names.a, vec![rank, input], a), (names.b, vec![out, rank], b)] {
-                let matrix = decoder.trainables().iter().find(|trainable| trainable.name == name);
+                let matrix = decoder.trainables().iter().position(|trainable| trainable.name == name);
                 let matrix = matrix.ok_or_else(|| missing(&name))?;
-                matrix.set_value(decoder.context(), &values).map_err(failed)?;
+                decoder.set_value(matrix, &values).map_err(failed)?;
                 begun.push((name, shape));
             }
             if dora {

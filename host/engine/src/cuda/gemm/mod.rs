@@ -62,6 +62,8 @@ pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 /// of shapes for a while, and comparing costs 32 to 256 products.
 const TUNED_FROM_FLOP: f64 = 1.5e10;
 const TUNED_FROM_BYTES: usize = 64_000_000;
+/// The same for products of the model's own matrices, whose shapes no text changes.
+const OWN_TUNED_FROM_BYTES: usize = 8_000_000;
 
 impl Gemm {
     pub(crate) fn new(context: &Context) -> Result<Self> {
@@ -132,6 +134,33 @@ pub fn multiply<T: Output>(
     b: View<bf16>,
     add: Option<(f32, View<T>)>,
 ) -> Result<()> {
+    queue(context, layout, out, alpha, [a, b], add, TUNED_FROM_BYTES)
+}
+
+/// `out = a · b` of the model's own matrices: the shape comes back at every step and there are few, so that comparing algorithms pays
+/// for less work.
+///
+/// # Errors
+/// As [`multiply`].
+pub fn multiply_own<T: Output>(
+    context: &Context,
+    layout: Layout,
+    out: View<T>,
+    a: View<bf16>,
+    b: View<bf16>,
+) -> Result<()> {
+    queue(context, layout, out, 1.0, [a, b], None, OWN_TUNED_FROM_BYTES)
+}
+
+fn queue<T: Output>(
+    context: &Context,
+    layout: Layout,
+    out: View<T>,
+    alpha: f32,
+    [a, b]: [View<bf16>; 2],
+    add: Option<(f32, View<T>)>,
+    tuned_from_bytes: usize,
+) -> Result<()> {
     let (m, n) = (out.rows(), out.cols());
     let (inner_a, outer_a) = if layout == Layout::Tn { (a.rows(), a.cols()) } else { (a.cols(), a.rows()) };
     let (inner_b, outer_b) = if layout == Layout::Nt { (b.cols(), b.rows()) } else { (b.rows(), b.cols()) };
@@ -194,7 +223,7 @@ pub fn multiply<T: Output>(
         let [m, n, k] = class_key.mnk;
         let flop = 2.0 * m as f64 * n as f64 * k as f64;
         let moved = 2 * k * (m + n) + size_of::<T>() * m * n;
-        let large = flop > TUNED_FROM_FLOP || moved > TUNED_FROM_BYTES;
+        let large = flop > TUNED_FROM_FLOP || moved > tuned_from_bytes;
         let mut chosen = None;
         if !class.tuned && repeatable && large && class.algorithms.len() > 1 {
             let seconds = (flop / 7e14).max(moved as f64 / 3e12);
