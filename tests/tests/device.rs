@@ -77,7 +77,7 @@ const HOPPER: (u32, u32) = (9, 0);
 fn run<'a>(base: &'a BaseModel, plan: &Plan, config: &Config) -> Run<'a> {
     let (ids, targets) = (vec![1; 256], vec![true; 256]);
     let batch = Batch::pack((0..4).map(|_| (ids.as_slice(), targets.as_slice())));
-    Run { base, plan: plan.clone(), options: CardOptions::of(config), batch, offer_update: None }
+    Run { base, plan: plan.clone(), options: CardOptions::of(config), batch, offer_update: None, resting: None }
 }
 
 #[test]
@@ -295,6 +295,47 @@ fn adapters_that_begin_at_a_pick_are_those_of_a_plan_that_had_them() {
         card.adopt(&base, &first, 7).unwrap();
         card.follow(&base, &first).unwrap();
         assert_eq!((active(&card), specs(&card)), (before, specs(&whole)));
+    }
+}
+
+#[test]
+fn a_resumed_run_is_predicted_with_what_rests() {
+    for policy in [LORA, "[policy]\nname = \"lora\"\nrank = 4\ndora = true\n"] {
+        let (base, ever, config) = planned("tiny", policy);
+        let rests = |block: Option<usize>| block.is_some_and(|block| block < 2);
+        let mut now = ever.clone();
+        for (entry, info) in now.entries.iter_mut().zip(&base.inventory.tensors) {
+            if rests(info.block) {
+                entry.treatment = Treatment::Frozen;
+            }
+        }
+        let adapted = ever.trained().map(|entry| entry.tensor.clone());
+        let staying: BTreeSet<String> = now.trained().map(|entry| entry.tensor.clone()).collect();
+        let resting: BTreeSet<String> = adapted.filter(|name| !staying.contains(name)).collect();
+        assert!(!resting.is_empty() && !staying.is_empty());
+        let all = Run { resting: Some(BTreeSet::new()), ..run(&base, &ever, &config) };
+        let resumed = Run { resting: Some(resting), ..all.clone() };
+        let [whole, predicted] = [&all, &resumed].map(|run| forecast(run, 8 << 30, HOPPER).unwrap().unwrap());
+        // Blocks below keep nothing; gradients and states keep their place.
+        assert!(predicted.activations_bytes < whole.activations_bytes, "{predicted:?} {whole:?}");
+        assert_eq!(predicted.gradients_bytes, whole.gradients_bytes);
+        assert_eq!(predicted.optimizer_bytes, whole.optimizer_bytes);
+
+        // What the run goes on with, which has all states once each adapter was updated.
+        let context = Context::dry(HOPPER);
+        let mut card = Card::to_revise(&context, &base, &ever, 1, resumed.options, &mut Silent).unwrap();
+        card.decoder_mut().set_budget(Some(8 << 30));
+        let mut taken = Vec::new();
+        for plan in [&now, &ever, &now] {
+            card.follow(&base, plan).unwrap();
+            card.prepare(None).unwrap();
+            taken.push(card.forecast(&resumed.batch).unwrap().total());
+        }
+        let predicted = predicted.total();
+        for taken in [taken[0], taken[2]] {
+            assert!(predicted >= taken && 100 * predicted <= 105 * taken, "{taken} of {predicted}");
+        }
+        assert_eq!(taken[1], whole.total());
     }
 }
 

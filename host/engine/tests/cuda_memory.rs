@@ -4,8 +4,8 @@
 
 use liftplan_engine::Batch;
 use liftplan_engine::cuda::{
-    AdapterSpec, Builder, Context, Decoder, Level, ModelShape, MomentFormat, Options, Role, Slot, StepPlan, Storage,
-    TensorSpec, Treatment,
+    AdapterSpec, Builder, Context, Decoder, Kind, Level, ModelShape, MomentFormat, Options, Role, Slot, StepPlan,
+    Storage, TensorSpec, Treatment,
 };
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -271,4 +271,85 @@ fn adapters_that_begin_late_take_what_they_take_from_the_start() {
         assert!(error.contains(expected), "{error}");
         assert_eq!((decoder.model_bytes(), decoder.trainables().len()), before);
     }
+}
+
+/// Bytes of activations of a step by this plan, and how many products and kernels it queues for adapters.
+fn of_adapters(decoder: &Decoder, plan: &StepPlan) -> (usize, usize) {
+    decoder.context().start_profile();
+    let bytes = decoder.needed(&batch(), plan).unwrap();
+    let queued = decoder.context().end_profile().unwrap().unwrap();
+    (bytes, queued.by_kind.get(&Kind::Adapter).map_or(0, |&(_, pieces)| pieces))
+}
+
+/// Lets the adapters train whose block and weight are named so.
+fn let_train(decoder: &mut Decoder, trains: impl Fn(usize, &str) -> bool) {
+    let of = |matrix: &str| {
+        // As in "(Some(3), Q).A".
+        let (block, role) = matrix.strip_prefix("(Some(").unwrap().split_once("), ").unwrap();
+        trains(block.parse().unwrap(), role.split_once(')').unwrap().0)
+    };
+    decoder.set_active(of).unwrap();
+    decoder.prepare(&decoder.active()).unwrap();
+}
+
+#[test]
+fn adapters_that_rest_have_no_gradients_made_and_nothing_kept_for_them() {
+    let mut decoder = decoder(Storage::Bf16, Options::default());
+    let rich = |blocks| StepPlan::new(blocks, blocks, blocks, 8192, 4096);
+    // A block has four products with A and, for inputs' gradients, four with B; gradients of four A and seven B.
+    let (all, queued) = of_adapters(&decoder, &rich(36));
+    assert_eq!(queued, 36 * (4 + 4 + 4 + 7));
+
+    // All of the first 20 blocks: the pass ends above them, as it does where they have no adapters.
+    let_train(&mut decoder, |block, _| block >= 20);
+    let (upper, queued) = of_adapters(&decoder, &rich(16));
+    assert_eq!(queued, 36 * 4 + 16 * (4 + 4 + 7));
+    assert_eq!(decoder.choose_plan(&batch()).unwrap().levels.len(), 16);
+    let mut specs = adapted(&shape(), Storage::Bf16, false);
+    for spec in specs.iter_mut().filter(|spec| spec.slot.0 < Some(20)) {
+        spec.treatment = Treatment::Frozen;
+    }
+    assert_eq!(upper, laid_out(&specs, Options::default()).needed(&batch(), &rich(16)).unwrap());
+    assert!(2 * upper < all + (2 << 30), "{upper} bytes for 16 blocks, {all} for 36");
+    // Pieces and what waits on the host have as many blocks.
+    let lean = |blocks| StepPlan { pieces: 2, offload: true, ..StepPlan::new(blocks, 0, 0, 2048, 512) };
+    let (_, queued) = of_adapters(&decoder, &lean(16));
+    let_train(&mut decoder, |_, _| true);
+    assert!(queued < of_adapters(&decoder, &lean(36)).1);
+    assert_eq!(of_adapters(&decoder, &rich(36)), (all, 36 * (4 + 4 + 4 + 7)));
+
+    // Those of other layers: normed rows wait for no gradient. In the first block the pass ends behind the last layer.
+    let_train(&mut decoder, |_, role| role == "Down");
+    let (down, queued) = of_adapters(&decoder, &rich(36));
+    assert_eq!(queued, 36 * 4 + 35 * (4 + 1 + 1) + (1 + 1 + 1));
+    let normed = 8192 * (4096 + 64) * 2;
+    assert_eq!(all - down, 36 * 2 * normed);
+    // Nor does what the last layer's A gave, where that rests.
+    let_train(&mut decoder, |_, role| role == "O");
+    let (output, queued) = of_adapters(&decoder, &rich(36));
+    assert_eq!(queued, 36 * 4 + 35 * (4 + 1 + 1) + (3 + 1 + 1));
+    assert_eq!(down - output, 36 * 8192 * 64 * 2);
+    // One of three with a common input: A's gradients are one product.
+    let_train(&mut decoder, |_, role| role == "K");
+    assert_eq!(of_adapters(&decoder, &rich(36)).1, 36 * (4 + 4 + 1 + 1));
+}
+
+#[test]
+fn magnitudes_that_rest_have_no_gradients_made_and_no_products_kept() {
+    let plan = |products: usize| StepPlan::new(36, products, products, 8192, 4096);
+    let [mut lora, mut dora] =
+        [false, true].map(|dora| laid_out(&adapted(&shape(), Storage::Bf16, dora), Options::default()));
+    let kept = |lora: &Decoder, dora: &Decoder| {
+        let of = |decoder, products| of_adapters(decoder, &plan(products)).0;
+        (of(dora, 36) - of(lora, 36)) as i64 - (of(dora, 35) - of(lora, 35)) as i64
+    };
+    assert_eq!(kept(&lora, &dora), 2 * 8192 * 4096 * 2);
+    let (_, all) = of_adapters(&dora, &plan(36));
+    for decoder in [&mut lora, &mut dora] {
+        let_train(decoder, |_, role| role == "K");
+    }
+    assert_eq!(kept(&lora, &dora), 0);
+    // Sums and magnitudes' gradients are two kernels where products were kept, gate's and up's one each; and gradients of three A and
+    // six B.
+    assert_eq!(all - of_adapters(&dora, &plan(36)).1, 36 * (2 * 4 + 2 + 3 + 6));
 }

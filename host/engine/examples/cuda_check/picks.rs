@@ -1,26 +1,26 @@
-//! Adapters that begin, rest and begin again between steps, on the card and by the CPU engine; and a run that goes on from what was
-//! kept between these picks.
+//! Adapters that begin, rest and begin again between steps, on the card and by the CPU engine; a run that goes on from what was
+//! kept between these picks; and that nothing is queued for the gradients of adapters that rest.
 
 use std::collections::BTreeMap;
 
 use liftplan_engine::cuda::{
-    Context, Decoder as CudaDecoder, MomentFormat, Options, Role, Slot, StepPlan, Treatment, Update,
+    Context, Decoder as CudaDecoder, Kind, MomentFormat, Options, Role, Slot, StepPlan, Treatment, Update,
 };
 use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, grad_norm};
 use liftplan_engine::{Adapter, Block, Decoder, Keep, StepOptions};
 
 use crate::Report;
-use crate::tiny::{Case, Dora, Method, Values, batch, on_card_with, on_cpu, shape, slots, treatment, values};
+use crate::tiny::{Case, Dora, Method, Values, batch, on_card, on_card_with, on_cpu, shape, slots, treatment, values};
 
 const STEPS: u32 = 20;
-/// The step from which a second run goes on: one adapter rests, and others are still to begin.
-const RESUMED: u32 = 11;
+/// The steps from which other runs go on: one adapter rests, and others are still to begin; all of the lower blocks' rest.
+const RESUMED: [u32; 2] = [11, 16];
 const LR: f64 = 2e-3;
 const OPTIONS: AdamWOptions =
     AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
 
 /// Whether a weight's adapter trains in a step, from 0: two in a block from the start, those between and behind them later, those of
-/// the first block, which had none, last; one rests for a while.
+/// the first block, which had none, last; one rests for a while, and then all but those of the last block's feed-forward half.
 fn trains(step: u32, slot: Slot) -> bool {
     let Some(block) = slot.0 else { return false };
     let from = match slot.1 {
@@ -28,7 +28,12 @@ fn trains(step: u32, slot: Slot) -> bool {
         Role::K | Role::Gate => 0,
         _ => 6,
     };
-    step >= from && !(block == 1 && slot.1 == Role::Gate && (9..13).contains(&step))
+    let rests = match step {
+        9..13 => block == 1 && slot.1 == Role::Gate,
+        15..18 => block < 2 || !matches!(slot.1, Role::Gate | Role::Up | Role::Down),
+        _ => false,
+    };
+    step >= from && !rests
 }
 
 /// Whether it ever did.
@@ -66,7 +71,85 @@ pub fn check(context: &Context, report: &mut Report) {
     ] {
         if report.wants(case.name) {
             compare(context, &case, report);
+            at_rest(context, &case, report);
         }
+    }
+}
+
+/// What trains has, to the bit, the gradients that it has where all train; and nothing is queued for those that rest.
+fn at_rest(context: &Context, case: &Case, report: &mut Report) {
+    let (name, values) = (case.name, values(case));
+    let mut decoder = on_card(context, case, &values);
+    let (batch, whole) = (batch(case.shape.vocab, 0), StepPlan::new(3, 3, 3, 4096, 4096));
+    // Of blocks that keep nothing but their input, in pieces, and of one that keeps its products.
+    let mixed = StepPlan { pieces: 2, ..StepPlan::new(3, 1, 0, 50, 7) };
+    for (kept, plan) in [("all kept", whole), ("little kept", mixed)] {
+        let pass = |decoder: &mut CudaDecoder, trains: &dyn Fn(Slot) -> bool| {
+            let trained = |slot, matrix: &str| trains(slot) && names(case, slot).iter().any(|name| name == matrix);
+            let slots = slots(case);
+            // Gradients of what rests are no numbers, which nobody is to read, least of all the norm.
+            decoder.set_active(|_| true).unwrap();
+            decoder.clear_grads();
+            decoder.accumulate_with(&batch, f32::INFINITY, &StepPlan::new(3, 3, 3, 4096, 4096)).unwrap();
+            decoder.set_active(|matrix| slots.iter().any(|&(slot, _)| trained(slot, matrix))).unwrap();
+            decoder.set_dropout(3, 1);
+            decoder.clear_grads();
+            // Blocks below the first that trains keep nothing: the plan is of those above.
+            let blocks = decoder.choose_plan(&batch).unwrap().levels.len();
+            let levels = plan.levels[3 - blocks..].to_vec();
+            context.start_profile();
+            let loss = decoder.accumulate_with(&batch, 1.0, &StepPlan { levels, ..plan.clone() }).unwrap().sum;
+            let queued = context.end_profile().unwrap().unwrap();
+            let queued = queued.by_kind.get(&Kind::Adapter).map_or(0, |&(_, pieces)| pieces);
+            let mut grads = BTreeMap::new();
+            for trainable in decoder.active().into_iter().map(|index| &decoder.trainables()[index]) {
+                grads.insert(trainable.name.clone(), trainable.grad(context).unwrap());
+            }
+            (loss, grads, decoder.grad_norm().unwrap(), queued)
+        };
+        let all = pass(&mut decoder, &|_| true);
+        let some: [(&str, &dyn Fn(Slot) -> bool); 4] = [
+            ("the last block's", &|slot| slot.0 == Some(2)),
+            ("the last block's last", &|slot| slot == (Some(2), Role::Down)),
+            ("keys'", &|slot| slot.1 == Role::K),
+            ("the middle one's outputs", &|slot| slot == (Some(1), Role::O)),
+        ];
+        for (which, trains) in some {
+            let found = pass(&mut decoder, trains);
+            let named = |what: &str| format!("{name}: {which} adapters train alone, {kept}: {what}");
+            let expected: Vec<_> = found.1.keys().flat_map(|matrix| all.1[matrix].clone()).collect();
+            let gradients: Vec<_> = found.1.values().flatten().copied().collect();
+            report.compare(&named("gradients"), &gradients, &expected, 2e-2);
+            if kept == "little kept" {
+                // Whatever trains, products have the same strides and so the same algorithms.
+                report.holds(&named("the same bits"), found.0 == all.0 && gradients == expected);
+            }
+            report.holds(&named("fewer gradients"), found.1.len() < all.1.len());
+            let squares = gradients.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+            report.holds(&named("norm"), (found.2 / squares.sqrt() - 1.0).abs() < 1e-5);
+            report.holds(&named("less is queued"), found.3 < all.3);
+            if kept == "all kept" && case.method == Method::Lora && case.dropout == 0.0 && case.dora == Dora::None {
+                // Forward four products a block; back four for inputs' gradients, and gradients of A, one a group, and of B.
+                let expected = 12
+                    + match which {
+                        "the last block's" => 4 + 4 + 7,
+                        "the last block's last" => 1 + 1 + 1,
+                        "keys'" => 3 * (4 + 1 + 1),
+                        _ => 4 + 3 + 1 + 1,
+                    };
+                report.holds(&named(&format!("{expected} products ({})", found.3)), found.3 == expected);
+            }
+        }
+        report.holds(&format!("{name}: all train again, {kept}"), pass(&mut decoder, &|_| true) == all);
+    }
+}
+
+/// The matrices of a weight's adapter, if it has one.
+fn names(case: &Case, slot: Slot) -> Vec<String> {
+    let name = format!("{}.{:?}", slot.0.map_or("model".into(), |block| block.to_string()), slot.1);
+    match treatment(case, slot, &name) {
+        Treatment::Adapt(spec) => [spec.a, spec.b].into_iter().chain(spec.magnitude).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -83,12 +166,12 @@ struct Told {
 /// Gradients by step and name.
 type Gradients = BTreeMap<(u32, String), Vec<f32>>;
 
-fn on_card_run(context: &Context, case: &Case, values: &Values, resume: bool) -> (Told, Gradients) {
+fn on_card_run(context: &Context, case: &Case, values: &Values, resumed: Option<u32>) -> (Told, Gradients) {
     let at = |step: u32| on_card_with(context, case, values, |slot| began(step, slot));
     let mut decoder = at(0);
     let (mut losses, mut norms, mut gradients) = (vec![], vec![], Gradients::new());
     for step in 0..STEPS {
-        if resume && step == RESUMED {
+        if resumed == Some(step) {
             let numbers = numbers(context, &decoder);
             let states = decoder.states().unwrap();
             decoder = at(step);
@@ -132,7 +215,7 @@ fn on_card_run(context: &Context, case: &Case, values: &Values, resume: bool) ->
 }
 
 /// Steps whose gradients are compared: the first, and those behind picks.
-const WATCHED: [u32; 5] = [0, 6, 9, 12, 13];
+const WATCHED: [u32; 7] = [0, 6, 9, 12, 13, 15, 18];
 
 pub(super) fn numbers(context: &Context, decoder: &CudaDecoder) -> BTreeMap<String, Vec<f32>> {
     decoder.trainables().iter().map(|t| (t.name.clone(), t.value(context).unwrap())).collect()
@@ -204,7 +287,7 @@ fn linears(decoder: &mut Decoder) -> impl Iterator<Item = &mut liftplan_engine::
 fn compare(context: &Context, case: &Case, report: &mut Report) {
     let name = case.name;
     let values = values(case);
-    let (told, found) = on_card_run(context, case, &values, false);
+    let (told, found) = on_card_run(context, case, &values, None);
     let (losses, norms, expected) = on_cpu_run(case, &values);
     let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
     report.compare(&format!("{name}: losses of 20 steps"), &narrow(&told.losses), &narrow(&losses), 1e-2);
@@ -217,8 +300,11 @@ fn compare(context: &Context, case: &Case, report: &mut Report) {
         let tolerance = if *step == 0 { 6e-2 } else { 1.5e-1 };
         report.compare(&format!("{name}: gradient of {tensor} in step {step}"), &found, expected, tolerance);
     }
-    report.holds(&format!("{name}: the same bits again"), on_card_run(context, case, &values, false).0 == told);
-    report.holds(&format!("{name}: the same bits resumed"), on_card_run(context, case, &values, true).0 == told);
+    let again = |resumed| on_card_run(context, case, &values, resumed).0 == told;
+    report.holds(&format!("{name}: the same bits again"), again(None));
+    for step in RESUMED {
+        report.holds(&format!("{name}: the same bits resumed in step {step}"), again(Some(step)));
+    }
 
     // Adapters that began late stand as if they had been there from the start: the same pass, to the bit.
     let mut late = on_card_with(context, case, &values, |slot| trains(0, slot));

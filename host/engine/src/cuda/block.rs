@@ -136,6 +136,7 @@ pub(crate) struct Kept {
 }
 
 impl Block {
+    /// Whether anything in it trains now.
     pub fn trains(&self) -> bool {
         let scales = [Some(self.input_norm), self.q_norm, self.k_norm, Some(self.post_norm)];
         scales.into_iter().flatten().any(|scale| scale.trained.is_some())
@@ -268,7 +269,7 @@ impl Block {
 
     fn make_low(&self, arena: &mut Arena, rows: usize, level: Option<Level>) -> Result<Option<View<bf16>>> {
         match level {
-            Some(_) if self.down.rank > 0 => Ok(Some(arena.low(rows, self.down.rank, 0)?)),
+            Some(_) if self.down.adapters_train() => Ok(Some(arena.low(rows, self.down.rank, 0)?)),
             _ => Ok(None),
         }
     }
@@ -287,7 +288,7 @@ impl Block {
         let (keeps, all) = (level >= Some(Level::Products), level == Some(Level::All));
         let low_down = self.make_low(arena, x.rows(), level)?;
         let gate_up = keeps.then(|| arena.low(x.rows(), self.gate_up.outputs, self.gate_up.rank)).transpose()?;
-        let keeps_product = keeps && self.down.reading(pass.dropping).is_some();
+        let keeps_product = keeps && self.down.keeps_products(pass.dropping);
         let product_down = keeps_product.then(|| arena.low(x.rows(), x.cols(), 0)).transpose()?;
         let mid = match place {
             Some(place) => place.mid,
@@ -368,7 +369,7 @@ impl Block {
                 arena.take_view::<f32>(products, shape.heads, tokens, 0)?,
             ),
         };
-        let keeps_product = products && self.o.reading(pass.dropping).is_some();
+        let keeps_product = products && self.o.keeps_products(pass.dropping);
         let product = keeps_product.then(|| arena.low(tokens, x.cols(), 0)).transpose()?;
         let in_place = self.rotates_in_place();
         let rotated = match in_place {

@@ -164,10 +164,11 @@ impl Block {
                     self.gate_up.product_gradient(context, arena, gate_up, true, dropping)?
                 }
             };
-            self.gate_up.lower_gradient(context, gate_up_weight, d_gate_up)?;
+            if need_normed || self.gate_up.trains() {
+                self.gate_up.lower_gradient(context, gate_up_weight, d_gate_up)?;
+            }
             if let Some(normed) = normed {
-                let low = normed.slice_cols(self.gate_up.inputs, self.gate_up.rank);
-                let low = Some(low);
+                let low = Some(normed.slice_cols(self.gate_up.inputs, self.gate_up.rank));
                 self.gate_up.weight_gradients(context, arena, grads, d_gate_up, normed, low, is_first, dropping)?;
             }
             if need_normed {
@@ -267,23 +268,30 @@ impl Block {
         arena.release_high(after);
         let weight = self.qkv.weights(context, arena)?;
         self.qkv.bias_gradients(context, arena, grads, d_qkv)?;
-        let mut d_products = d_qkv;
-        if self.qkv.trains() {
-            let normed = match normed {
-                Some(normed) => normed,
-                None => {
-                    let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
-                    self.qkv.lower(context, arena, weight, normed, dropping)?;
-                    normed
-                }
-            };
-            let low = normed.slice_cols(self.qkv.inputs, self.qkv.rank);
+        // Only gradients of what trains read the normed rows.
+        let normed = match normed {
+            _ if !self.qkv.trains() => None,
+            Some(normed) => Some(normed),
+            None => {
+                let normed = self.normed(pass, arena, false, x, self.input_norm, self.qkv.rank)?;
+                self.qkv.lower(context, arena, weight, normed, dropping)?;
+                Some(normed)
+            }
+        };
+        if let Some(normed) = normed {
             self.qkv.magnitude_gradients(context, arena, grads, weight, d_qkv, Some(qkv), normed, dropping)?;
+        }
+        let need_normed = need_dx || self.input_norm.trained.is_some();
+        let mut d_products = d_qkv;
+        if need_normed || normed.is_some() {
             d_products = self.qkv.product_gradient(context, arena, d_qkv, true, dropping)?;
             self.qkv.lower_gradient(context, weight, d_products)?;
+        }
+        if let Some(normed) = normed {
+            let low = normed.slice_cols(self.qkv.inputs, self.qkv.rank);
             self.qkv.weight_gradients(context, arena, grads, d_products, normed, Some(low), first, dropping)?;
         }
-        if need_dx || self.input_norm.trained.is_some() {
+        if need_normed {
             let d_normed = arena.high::<bf16>(tokens, self.hidden, 0)?;
             self.qkv.input_gradient(context, arena, weight, [d_qkv, d_products], d_normed, dropping)?;
             self.backward_norm(pass, arena, grads, [d, d_normed, x], self.input_norm, need_dx)?;

@@ -242,7 +242,7 @@ impl Decoder {
         };
         if !matches!(gradients, Gradients::Added) {
             // What is added to and never replaced.
-            for trainable in &self.trainables {
+            for trainable in self.trainables.iter().filter(|trainable| trainable.trains) {
                 if self.is_summed(trainable) {
                     trainable.clear_grad(&self.context)?;
                 }

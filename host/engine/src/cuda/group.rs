@@ -61,6 +61,9 @@ pub(crate) struct PartAdapter {
     pub b: usize,
     /// With DoRA.
     pub magnitude: Option<Magnitude>,
+    /// Whether any of its matrices trains now. One that rests adds to outputs and to the inputs' gradients as before, and has no
+    /// gradients made.
+    pub trains: bool,
 }
 
 /// The dropout of a pass over some of a batch's rows: seed and count, and the first row's place in the batch.
@@ -137,7 +140,7 @@ impl PartAdapter {
     /// The adapter of `spec` whose ranks begin at `at`, and whose B is the trainable `b`; with its magnitudes.
     pub fn new(spec: &AdapterSpec, at: usize, b: usize, magnitude: Option<Magnitude>) -> Self {
         let dropout = (spec.dropout, spec.dropout_stream);
-        Self { rank: spec.rank, at, scale: spec.scale, dropout, b, magnitude }
+        Self { rank: spec.rank, at, scale: spec.scale, dropout, b, magnitude, trains: true }
     }
 
     pub(super) fn mask(&self, dropping: Option<Dropping>) -> Option<Mask> {
@@ -180,8 +183,14 @@ impl Group {
         Standing { weight: self.weight, a: self.a, b: self.b }
     }
 
+    /// Whether anything in it trains now.
     pub fn trains(&self) -> bool {
-        self.parts.iter().any(|part| part.trained.is_some() || part.adapter.is_some() || part.bias.is_some())
+        self.adapters_train() || self.parts.iter().any(|part| part.trained.is_some() || part.bias.is_some())
+    }
+
+    /// Whether any of its adapters does.
+    pub fn adapters_train(&self) -> bool {
+        self.adapters().any(|adapter| adapter.trains)
     }
 
     /// The weights with the adapters around them: where they stand, or unpacked into the arena's high end.
@@ -342,7 +351,7 @@ impl Group {
         dropping: Option<Dropping>,
     ) -> Result<()> {
         let drops = self.drops(dropping);
-        for adapter in self.adapters().filter(|_| drops) {
+        for adapter in self.adapters().filter(|adapter| drops && adapter.trains) {
             let Some(a_grad) = self.a_grad else { continue };
             context.kind(Kind::Adapter);
             let grad = grads.placed(a_grad).slice_rows(adapter.at, adapter.rank);
@@ -356,7 +365,8 @@ impl Group {
             multiply(context, Layout::Tn, grad, 1.0, d_low, input, (!first).then_some((1.0, grad)))?;
             arena.release_high(mark);
         }
-        if let Some(a_grad) = self.a_grad.filter(|_| !drops) {
+        // One product for all ranks, those of adapters that rest among them: nobody reads their part.
+        if let Some(a_grad) = self.a_grad.filter(|_| !drops && self.adapters_train()) {
             let a_grad = grads.placed(a_grad);
             context.kind(Kind::Adapter);
             let d_low = dy.slice_cols(self.outputs, self.ranks);
@@ -364,7 +374,7 @@ impl Group {
         }
         for part in &self.parts {
             let dy = dy.slice_cols(part.at, part.outputs);
-            if let (Some(adapter), Some(low)) = (&part.adapter, low)
+            if let (Some(adapter), Some(low)) = (part.adapter.as_ref().filter(|adapter| adapter.trains), low)
                 && let Grad::Wide(grad) = grads.matrix(adapter.b)
             {
                 context.kind(Kind::Adapter);

@@ -18,8 +18,9 @@ use super::arena::Arena;
 use super::context::Context;
 use super::dora::{self, Reading};
 use super::gemm::{Layout, multiply};
-use super::group::{Dropping, Group, Part};
+use super::group::{Dropping, Group, Part, PartAdapter};
 use super::in_backward::Grads;
+use super::magnitudes::Magnitude;
 use super::memory::View;
 use super::ops::{self, Mask};
 use super::profile::Kind;
@@ -30,6 +31,16 @@ use crate::error::Result;
 const ROWS: usize = 2048;
 
 impl Group {
+    /// Those that train now.
+    fn magnitudes_in_training(&self) -> impl Iterator<Item = (&Part, &PartAdapter, Magnitude)> {
+        self.magnitudes().filter(|(_, adapter, _)| adapter.trains)
+    }
+
+    /// Whether gradients of magnitudes read the group's products.
+    pub fn keeps_products(&self, dropping: Option<Dropping>) -> bool {
+        self.reading(dropping).is_some() && self.magnitudes_in_training().next().is_some()
+    }
+
     /// What turns the group's products into outputs, for whoever reads them; `None` if they are outputs already.
     pub fn reading(&self, dropping: Option<Dropping>) -> Option<Reading> {
         let factors = self.factors.filter(|_| !self.drops(dropping))?;
@@ -140,7 +151,9 @@ impl Group {
         x: View<bf16>,
         dropping: Option<Dropping>,
     ) -> Result<()> {
-        let Some(factors) = self.factors else { return Ok(()) };
+        let Some(factors) = self.factors.filter(|_| self.magnitudes_in_training().next().is_some()) else {
+            return Ok(());
+        };
         let start = arena.mark();
         let product = match (self.reading(dropping), product) {
             // With dropout each adapter's is another.
@@ -153,7 +166,7 @@ impl Group {
             }
         };
         let inner = self.inputs + self.rank;
-        for (part, adapter, magnitude) in self.magnitudes() {
+        for (part, adapter, magnitude) in self.magnitudes_in_training() {
             let Grad::Wide(grad) = grads.trainables[magnitude.trained].grad else { continue };
             let mark = arena.mark();
             let p = match product {
@@ -238,7 +251,7 @@ impl Group {
         let biased = self.parts.iter().any(|part| part.bias.is_some());
         let bias_parts = biased.then(|| arena.high::<f32>(1, len, 0)).transpose()?;
         dora::swiglu_backward(context, products, dy, reading, (parts, bias_parts), again)?;
-        for (part, _, magnitude) in self.magnitudes() {
+        for (part, _, magnitude) in self.magnitudes_in_training() {
             if let Grad::Wide(grad) = grads.trainables[magnitude.trained].grad {
                 let norm = factors.norm.slice_cols(part.at, part.outputs);
                 dora::add_magnitude(context, grad, norm, parts.slice_cols(part.at, part.outputs), self.outputs, rows)?;

@@ -1,4 +1,5 @@
-//! Where a step's time goes: events around everything that is queued, summed by kind of work.
+//! Where a step's time goes: events around everything that is queued, summed by kind of work. On a card that is not there what
+//! would be queued is counted.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +47,8 @@ pub enum Kind {
 
 #[derive(Debug)]
 pub(crate) struct Profile {
-    marks: Vec<(Kind, Event, Event)>,
+    /// Start and end of each piece, if there is a card to note them.
+    marks: Vec<(Kind, Option<[Event; 2]>)>,
 }
 
 impl Profile {
@@ -57,24 +59,31 @@ impl Profile {
     pub(crate) fn start(&mut self, kind: Kind, stream: sys::CUstream) -> Result<()> {
         let (start, end) = (Event::timed()?, Event::timed()?);
         let recorded = start.record(stream);
-        self.marks.push((kind, start, end));
+        self.marks.push((kind, Some([start, end])));
         recorded
     }
 
+    /// Counts a piece that no card carries out.
+    pub(crate) fn count(&mut self, kind: Kind) {
+        self.marks.push((kind, None));
+    }
+
     pub(crate) fn end(&mut self, stream: sys::CUstream) -> Result<()> {
-        self.marks.last().map_or(Ok(()), |(_, _, end)| end.record(stream))
+        let mark = self.marks.last().and_then(|(_, events)| events.as_ref());
+        mark.map_or(Ok(()), |[_, end]| end.record(stream))
     }
 
     /// Milliseconds by kind, how many pieces each had, and the milliseconds from the first to the last.
     pub(crate) fn sums(&mut self) -> Result<Times> {
         let mut by_kind = BTreeMap::<Kind, (f64, usize)>::new();
         let mut total_ms = 0.0;
-        if let (Some((_, first, _)), Some((_, _, last))) = (self.marks.first(), self.marks.last()) {
+        if let (Some((_, Some([first, _]))), Some((_, Some([_, last])))) = (self.marks.first(), self.marks.last()) {
             total_ms = first.milliseconds_to(last)?;
         }
-        for (kind, start, end) in self.marks.drain(..) {
+        for (kind, events) in self.marks.drain(..) {
             let sum = by_kind.entry(kind).or_default();
-            (sum.0, sum.1) = (sum.0 + start.milliseconds_to(&end)?, sum.1 + 1);
+            let taken_ms = events.map_or(Ok(0.0), |[start, end]| start.milliseconds_to(&end))?;
+            (sum.0, sum.1) = (sum.0 + taken_ms, sum.1 + 1);
         }
         Ok(Times { by_kind, total_ms })
     }

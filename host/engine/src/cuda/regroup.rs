@@ -140,7 +140,7 @@ impl Decoder {
                         trainables.push(Trainable { trains, ..Trainable::of_vector(name, (slot, 3), numbers) });
                         Magnitude { trained: b + 1, values: numbers[0] }
                     });
-                    part.adapter = Some(PartAdapter::new(spec, at, b, magnitude));
+                    part.adapter = Some(PartAdapter { trains: false, ..PartAdapter::new(spec, at, b, magnitude) });
                 }
                 _ => {}
             }

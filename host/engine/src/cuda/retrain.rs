@@ -3,6 +3,8 @@
 //! What begins has a gradient and, at the next update, moments, in memory of its own; both go when it stops. Its numbers stay
 //! where they are.
 
+use std::collections::BTreeMap;
+
 use super::builder::{Place, unfit};
 use super::decoder::Decoder;
 use super::memory::View;
@@ -134,18 +136,31 @@ impl Decoder {
     }
 
     /// Lets adapters' matrices train or stop, by their names. What stops keeps its numbers, and memory for the next time: its
-    /// moments are zero then.
+    /// gradient and its moments are zero then. An adapter of which nothing trains has no gradients made.
     ///
     /// # Errors
     /// When the device fails.
     pub fn set_active(&mut self, trains: impl Fn(&str) -> bool) -> Result<()> {
+        self.context.bind()?;
+        let mut adapters = BTreeMap::<Slot, bool>::new();
         for trainable in self.trainables.iter_mut().filter(|trainable| trainable.key.1 > 0) {
             let now = trains(&trainable.name);
-            if trainable.trains && !now {
-                trainable.updates = 0;
-                trainable.clear_moments(&self.context)?;
+            match (trainable.trains, now) {
+                (true, false) => {
+                    trainable.updates = 0;
+                    trainable.clear_moments(&self.context)?;
+                }
+                // Others' gradients may be sums already, to which the next pass adds.
+                (false, true) => trainable.clear_grad(&self.context)?,
+                _ => {}
             }
             trainable.trains = now;
+            *adapters.entry(trainable.key.0).or_default() |= now;
+        }
+        for (slot, now) in adapters {
+            if let Some(adapter) = self.part_mut(slot).and_then(|part| part.adapter.as_mut()) {
+                adapter.trains = now;
+            }
         }
         self.forget_plans()
     }

@@ -54,7 +54,8 @@ impl Decoder {
         let chunks: usize = self.active().iter().map(|&index| self.trainables[index].len().div_ceil(CHUNK)).sum();
         let bytes = chunks * CHUNK * size_of::<f32>();
         if let Some(watched) = &mut self.optimizer.watched
-            && watched.before.as_ref().is_none_or(|before| before.bytes() < bytes)
+            // As much as a run that goes on from here takes.
+            && watched.before.as_ref().is_none_or(|before| before.bytes() != bytes)
         {
             watched.before = None;
             watched.before = Some(Buffer::new(&self.context, bytes)?);

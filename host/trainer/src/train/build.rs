@@ -39,6 +39,11 @@ impl AdapterNames {
             magnitude: format!("{stem}.lora_magnitude_vector"),
         }
     }
+
+    /// Whether this is one of them.
+    pub fn has(&self, name: &str) -> bool {
+        [&self.a, &self.b, &self.magnitude].into_iter().any(|of| of == name)
+    }
 }
 
 /// Builds the decoder. `seed` draws the adapters' first values: A uniform in `±1/sqrt(in)` (as PEFT does), B zero,

@@ -94,9 +94,19 @@ impl Card {
             .filter(|entry| matches!(entry.treatment, Treatment::Adapt(_)))
             .map(|entry| AdapterNames::of(&entry.tensor))
             .collect();
-        let trains =
-            |name: &str| adapted.iter().any(|names| names.a == name || names.b == name || names.magnitude == name);
+        let trains = |matrix: &str| adapted.iter().any(|names| names.has(matrix));
         self.decoder_mut().set_active(trains).map_err(failed)
+    }
+
+    /// Lets the adapters of these weights rest in a model that is laid out, and has the memory that all others' updates take.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn rest(&mut self, weights: &BTreeSet<String>) -> Result<(), EngineError> {
+        let rest: Vec<AdapterNames> = weights.iter().map(|weight| AdapterNames::of(weight)).collect();
+        self.decoder_mut().set_active(|matrix| !rest.iter().any(|names| names.has(matrix)))?;
+        self.decoder_mut().watch(true);
+        self.prepare(None).map(|_| ())
     }
 
     /// Whole weights that train.

@@ -3,6 +3,8 @@
 //! In: the plan, the largest batch, the bytes that may be taken. Out: nothing, or an error with the settings that would fit. Both
 //! are the card's own account: the model is laid out on a card that is not there, and a step is run on it dry.
 
+use std::collections::BTreeSet;
+
 use liftplan_engine::cuda::Context;
 use liftplan_engine::{Batch, EngineError};
 
@@ -31,6 +33,9 @@ pub struct Run<'a> {
     pub batch: Batch,
     /// The settings by which blocks would be updated inside the backward pass, where they can.
     pub offer_update: Option<String>,
+    /// Where the plan is revised on the way: the weights whose adapters rest now. They take their place, and their gradients are not
+    /// made.
+    pub resting: Option<BTreeSet<String>>,
 }
 
 /// What the run takes where `available` bytes may be taken on a card of this compute capability; or, at least, what it would.
@@ -43,6 +48,9 @@ pub fn forecast(run: &Run<'_>, available: u64, capability: (u32, u32)) -> Result
     let mut card = Card::laid_out(&context, run.base, &run.plan, options)?;
     let broken = |error: EngineError| Error::internal(format!("a step cannot be laid out: {error}"));
     card.prepare(None).map_err(broken)?;
+    if let Some(resting) = &run.resting {
+        card.rest(resting).map_err(broken)?;
+    }
     match card.forecast(&run.batch) {
         Ok(memory) => Ok(Ok(memory)),
         Err(EngineError::OutOfDeviceMemory { needed, .. }) => Ok(Err(card.lasting_bytes(&run.batch) + needed as u64)),

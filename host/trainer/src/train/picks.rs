@@ -155,6 +155,11 @@ impl Picker {
         Ok(())
     }
 
+    /// The plan as it stands.
+    pub fn plan(&self) -> &Plan {
+        &self.memory.plan
+    }
+
     /// The plan as far as results go.
     pub fn result(&self) -> Plan {
         self.memory.result()

@@ -1,5 +1,7 @@
 //! What a sitting starts with: the model on its device with what updates it, and what is known of the passes to come.
 
+use std::collections::BTreeSet;
+
 use liftplan_engine::Batch;
 use liftplan_engine::cuda::Context;
 
@@ -46,8 +48,11 @@ pub(super) fn on_card(
         Ok(()) => Some("train.update_in_backward = true".to_string()),
     };
     let batch = passes.largest.clone();
-    let plan_ever = prepared.picker.as_ref().map(|picker| with_what_rests(plan, &picker.result()));
-    let run = forecast::Run { base, plan: plan_ever.unwrap_or_else(|| plan.clone()), options, batch, offer_update };
+    let picker = prepared.picker.as_ref();
+    let resting = picker.map(|picker| resting(picker.plan(), &picker.result()));
+    let plan_ever = picker.map(|picker| with_what_rests(picker.plan(), &picker.result()));
+    let plan_ever = plan_ever.unwrap_or_else(|| plan.clone());
+    let run = forecast::Run { base, plan: plan_ever, options, batch, offer_update, resting };
     forecast::check(&forecast::Place::of(context)?, &run)?;
     for note in notes(config) {
         observer.on(&Event::Note(note));
@@ -68,6 +73,14 @@ fn with_what_rests(plan: &Plan, ever: &Plan) -> Plan {
         _ => now.clone(),
     });
     Plan { entries: entries.collect(), ..plan.clone() }
+}
+
+/// The weights whose adapters once trained and rest.
+fn resting(plan: &Plan, ever: &Plan) -> BTreeSet<String> {
+    let pairs = plan.entries.iter().zip(&ever.entries);
+    let rests =
+        pairs.filter(|(now, ever)| now.treatment == Treatment::Frozen && matches!(ever.treatment, Treatment::Adapt(_)));
+    rests.map(|(now, _)| now.tensor.clone()).collect()
 }
 
 /// What settings that were made for the processor come to on a GPU.
@@ -226,5 +239,6 @@ mod tests {
         let ever = plan([(&frozen, nf4), (&adapter, nf4), (&whole, Storage::Bf16), (&whole, Storage::Bf16)]);
         let expected = plan([(&frozen, nf4), (&adapter, nf4), (&frozen, Storage::Bf16), (&whole, Storage::Bf16)]);
         assert_eq!(with_what_rests(&now, &ever).entries, expected.entries);
+        assert_eq!(resting(&now, &ever), BTreeSet::from(["x".to_string()]));
     }
 }
