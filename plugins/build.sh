@@ -8,6 +8,6 @@ cd "$(dirname "$0")"
 out=${1:-target/plugins}
 mkdir -p "$out"
 RUSTC=$(../plugin-api/wasm-std.sh) cargo build --quiet --release --target wasm32-unknown-unknown
-for plugin in lora full lisa badam salience; do
+for plugin in lora full lisa badam ladder salience; do
     cp "target/wasm32-unknown-unknown/release/liftplan_$plugin.wasm" "$out/$plugin.wasm"
 done

@@ -117,6 +117,7 @@ sed 's/^name = "full"/name = "spectrum"\npercent = 50/' "$runs/full.toml" >"$run
 plugins=$PWD/tests/fixtures/plugins
 sed "s#^name = \"full\"#plugin = \"$plugins/lisa.wasm\"\nblocks = 1\nevery = 4#" "$runs/full.toml" >"$runs/lisa.toml"
 sed "s#^name = \"full\"#plugin = \"$plugins/badam.wasm\"\nevery = 3#" "$runs/full.toml" >"$runs/badam.toml"
+sed "/^alpha = /d; s#^name = \"lora\"#plugin = \"$plugins/ladder.wasm\"\nevery = 4#" "$runs/lora.toml" >"$runs/ladder.toml"
 
 method lora "$runs/lora.toml"
 # A model whose head is another matrix than its embedding.
@@ -144,6 +145,8 @@ method qlora examples/qlora.toml
 method qspectrum examples/qspectrum.toml
 method qlora-blocks-32 examples/qlora.toml --set storage.block_size=32
 method qlora-blocks-256 examples/qlora.toml --set storage.block_size=256 --set storage.double_quantization=false
+# Tables that lie on the card in 16 bits, with the numbers that they have in 4.
+method qlora-embeddings examples/qlora.toml --set storage.embeddings=true
 # Rows that are no whole number of blocks.
 method qlora-untied "$runs/untied.toml" --set storage.frozen=nf4 --set storage.others=bf16
 # The same update inside the backward pass and after it.
@@ -177,6 +180,10 @@ dealt qlora-dealt qlora examples/qlora.toml
 method qlora-dealt "$runs/qlora-dealt.toml"
 method lisa "$runs/lisa.toml"
 method badam "$runs/badam.toml" --set train.weights=bf16
+# Weights that are kept in another storage from a pick on: read again in more bits, in fewer, in others.
+method ladder "$runs/ladder.toml"
+method ladder-down "$runs/ladder.toml" --set policy.storage=nf4 --set policy.waiting=bf16
+method ladder-dora "$runs/ladder.toml" --set policy.storage=int8 --set policy.dora=true
 method badam-nf4 "$runs/badam.toml" --set train.weights=bf16 --set storage.frozen=nf4 --set optimizer.name=adamw8bit
 
 for run in lora dora; do

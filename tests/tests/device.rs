@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use liftplan::checkpoint::TensorSource;
 use liftplan::config::Config;
 use liftplan::model::{self, BaseModel};
-use liftplan::plan::{Plan, Storage, Treatment};
+use liftplan::plan::{Entry, Plan, Storage, Treatment};
 use liftplan::policy;
 use liftplan::report::Silent;
 use liftplan::stats::ModelStatistics;
@@ -226,8 +226,7 @@ fn what_stops_training_keeps_its_place_in_checkpoints_and_no_memory() {
     assert_eq!(names(&card).into_iter().collect::<BTreeSet<_>>(), of(&first));
     let before = card.forecast(&run.batch).unwrap();
 
-    Card::can_follow(&base, &first, &second).unwrap();
-    card.adopt(&base, &second, 1).unwrap();
+    card.adopt(&base, &second, &[], 1).unwrap();
     card.follow(&base, &second).unwrap();
     card.prepare(None).unwrap();
     assert_eq!(names(&card).into_iter().collect::<BTreeSet<_>>(), of(&second));
@@ -277,8 +276,7 @@ fn adapters_that_begin_at_a_pick_are_those_of_a_plan_that_had_them() {
         card.prepare(None).unwrap();
         let before = active(&card);
         for plan in [&second, &all] {
-            Card::can_follow(&base, &first, plan).unwrap();
-            card.adopt(&base, plan, 7).unwrap();
+            card.adopt(&base, plan, &[], 7).unwrap();
             card.follow(&base, plan).unwrap();
             card.prepare(None).unwrap();
         }
@@ -292,7 +290,7 @@ fn adapters_that_begin_at_a_pick_are_those_of_a_plan_that_had_them() {
         };
         assert_eq!(specs(&card), specs(&whole));
         // What ceases stays in them, and begins again without being laid out anew.
-        card.adopt(&base, &first, 7).unwrap();
+        card.adopt(&base, &first, &[], 7).unwrap();
         card.follow(&base, &first).unwrap();
         assert_eq!((active(&card), specs(&card)), (before, specs(&whole)));
     }
@@ -340,22 +338,56 @@ fn a_resumed_run_is_predicted_with_what_rests() {
 }
 
 #[test]
-fn a_pick_leaves_on_a_gpu_what_stays_frozen_as_it_is_kept() {
-    let (base, before, _) = planned("tiny", LORA);
-    let mut after = before.clone();
-    let packed = Storage::Nf4 { block_size: 64, double_quantization: true };
-    after.entries[3].storage = packed;
-    let name = &after.entries[3].tensor;
-    let error = Card::can_follow(&base, &before, &after).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        format!(
-            "`{name}`: a GPU keeps it as f32 from its start on, and not as nf4 from a pick on\n  help: leave its storage as it is, \
-             or set device to \"cpu\""
-        )
-    );
-    // From few bits to what trains whole is another matter.
-    let mut whole = after.clone();
-    (whole.entries[3].storage, whole.entries[3].treatment) = (Storage::Bf16, Treatment::Train);
-    Card::can_follow(&base, &after, &whole).unwrap();
+fn what_is_kept_in_another_storage_from_a_pick_on_is_laid_out_as_if_it_always_had_been() {
+    let packed = |block_size, double_quantization| Storage::Nf4 { block_size, double_quantization };
+    let dora = "[policy]\nname = \"lora\"\nrank = 4\ndora = true\n";
+    for (policy, family) in [(LORA, "tiny"), (LORA, "qwen2"), (dora, "llama3")] {
+        let (base, all, config) = planned(family, policy);
+        // Adapters of the second block from the start, and those of the first with the last pick.
+        let plan = |storages: [Storage; 2], begun: bool| {
+            let mut plan = all.clone();
+            for (entry, info) in plan.entries.iter_mut().zip(&base.inventory.tensors) {
+                let adapted = info.block == Some(1) || begun && info.block == Some(0);
+                if !adapted {
+                    entry.treatment = Treatment::Frozen;
+                }
+                if info.block != Some(1) {
+                    entry.storage = match info.role.as_str() {
+                        "k_proj" | "up_proj" | "o_proj" => storages[0],
+                        "v_proj" | "down_proj" | "embed_tokens" => storages[1],
+                        _ => entry.storage,
+                    };
+                }
+            }
+            plan
+        };
+        let context = Context::dry(HOPPER);
+        let run = run(&base, &all, &config);
+        let begin = |plan: &Plan| {
+            let mut card = Card::to_revise(&context, &base, plan, 7, run.options, &mut Silent).unwrap();
+            card.follow(&base, plan).unwrap();
+            card.prepare(None).unwrap();
+            card
+        };
+        let mut before = plan([Storage::F32, packed(64, true)], false);
+        let mut card = begin(&before);
+        for (storages, begun) in [
+            ([packed(64, true), Storage::Int8], false),
+            ([packed(32, false), Storage::Bf16], false),
+            ([Storage::Bf16, Storage::F32], false),
+            ([Storage::Int8, packed(64, true)], true),
+        ] {
+            let after = plan(storages, begun);
+            let other = |(i, (old, new)): (usize, (&Entry, &Entry))| (old.storage != new.storage).then_some(i);
+            let anew: Vec<usize> = before.entries.iter().zip(&after.entries).enumerate().filter_map(other).collect();
+            assert!(anew.len() > 4);
+            card.adopt(&base, &after, &anew, 7).unwrap();
+            card.follow(&base, &after).unwrap();
+            card.prepare(None).unwrap();
+            let (late, early) = (card.forecast(&run.batch).unwrap(), begin(&after).forecast(&run.batch).unwrap());
+            assert_eq!(late.activations_bytes, early.activations_bytes, "{family} {storages:?}");
+            assert_eq!((late.adapters_bytes, late.optimizer_bytes), (early.adapters_bytes, early.optimizer_bytes));
+            before = after;
+        }
+    }
 }

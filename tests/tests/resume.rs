@@ -194,6 +194,14 @@ fn picks_of_badam_on_bf16_weights() {
 }
 
 #[test]
+fn picks_that_keep_weights_in_another_storage() {
+    check(&format!(
+        "[policy]\nplugin = {:?}\nevery = 5\nrank = 2\ndora = true\n[train]\nsteps = 12\nbatch_size = 4",
+        liftplan_tests::plugins::compiled("ladder")
+    ));
+}
+
+#[test]
 fn the_same_run_twice_gives_the_same_bits() {
     let settings = "[policy]\nname = \"lora\"\ndora = true\ndropout = 0.1\n[train]\nsteps = 12\nbatch_size = 6";
     let case = Case::new(settings);

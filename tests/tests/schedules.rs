@@ -93,3 +93,24 @@ fn lisa_keeps_the_embedding_training_and_draws_blocks() {
     assert_eq!(blocks.len(), 1, "the optimiser keeps states of what trains now: {states:?}");
     assert!(states.iter().any(|name| name.starts_with("model.embed_tokens.weight:")));
 }
+
+#[test]
+fn ladder_keeps_each_block_finely_in_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "every = 6\nrank = 2\nstorage = \"int8\"";
+    let summary = run(dir.path(), &format!("plugin = {:?}\n{settings}", compiled("ladder")));
+    assert_eq!((summary.picks, summary.trained.adapted_tensors), (1, 8));
+    // What the run came to: the adapters of both blocks over 8 bits, and the feed-forward part in them only where it is the turn's.
+    let state = fs::read_to_string(dir.path().join("run/checkpoints/step-12/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let kept = |block: usize, role: &str| {
+        let entries = state["policy"]["plan"]["entries"].as_array().unwrap().iter();
+        let name = format!("layers.{block}.{role}.weight");
+        let entry = entries.clone().find(|entry| entry["tensor"].as_str().unwrap().ends_with(&name)).unwrap();
+        let storage = &entry["storage"];
+        storage.as_str().map_or_else(|| storage.as_object().unwrap().keys().next().unwrap().clone(), str::to_string)
+    };
+    let found =
+        [0, 1].map(|block| ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"].map(|role| kept(block, role)));
+    assert_eq!(found, [["int8"; 3], ["int8", "int8", "nf4"]]);
+}

@@ -353,3 +353,84 @@ fn magnitudes_that_rest_have_no_gradients_made_and_no_products_kept() {
     // six B.
     assert_eq!(all - of_adapters(&dora, &plan(36)).1, 36 * (2 * 4 + 2 + 3 + 6));
 }
+
+#[test]
+fn weights_kept_otherwise_take_what_they_take_from_the_start() {
+    use Role::{Down, Gate, K, O, Q, Up, V};
+    let shape = shape();
+    let (nf4, finer) = (Storage::Nf4 { block: 64, double: true }, Storage::Nf4 { block: 32, double: false });
+    // Queries and gates are adapted, keys of every second block train; the rest is kept in one way after the other.
+    let specs = |storage: Storage| {
+        let mut specs = adapted(&shape, storage, false);
+        for spec in specs.iter_mut().filter(|spec| !matches!(spec.slot.1, Q | Gate)) {
+            spec.treatment = Treatment::Frozen;
+        }
+        for spec in specs.iter_mut() {
+            match spec.slot {
+                (_, Q | Gate) => spec.storage = Storage::Bf16,
+                (Some(block), K) if block % 2 == 0 => {
+                    (spec.treatment, spec.storage) = (Treatment::Train, Storage::F32);
+                }
+                _ => {}
+            }
+        }
+        specs
+    };
+    let plans = [StepPlan::new(36, 36, 0, 2048, 512), StepPlan::new(36, 1, 0, 2048, 512)];
+    for start in [Storage::Bf16, nf4] {
+        let mut late = laid_out(&specs(start), Options::default());
+        // Small tensors share buffers that stay; what was kept anew has buffers of its own, so that nothing more stays later.
+        let mut stays = Vec::new();
+        for to in [nf4, finer, Storage::Int8, Storage::Bf16].repeat(3) {
+            let wanted = specs(to);
+            let kept: Vec<_> = (wanted.iter())
+                .filter(|spec| matches!(spec.slot.1, K | V | O | Up | Down) && spec.treatment == Treatment::Frozen)
+                .map(|spec| (spec.slot, spec.storage))
+                .collect();
+            late.store(&kept).unwrap();
+            let early = laid_out(&wanted, Options::default());
+            let more = late.model_bytes().checked_sub(early.model_bytes()).unwrap();
+            assert!(more <= 36 * (5 << 20), "{start:?} to {to:?}: {more} bytes more");
+            stays.push(more);
+            assert_eq!(late.account(&[0]).gradients, early.account(&[0]).gradients);
+            assert_eq!(late.account(&[0]).states, early.account(&[0]).states);
+            for plan in &plans {
+                assert_eq!(late.needed(&batch(), plan).unwrap(), early.needed(&batch(), plan).unwrap(), "{to:?}");
+            }
+        }
+        assert_eq!(stays[4..8], stays[8..], "{start:?}: it grows from pick to pick");
+    }
+
+    // A weight in few bits that begins to train stands with its neighbours as soon as none of them is packed.
+    let of_ups = |storage| {
+        let mut specs = specs(Storage::Bf16);
+        specs.iter_mut().filter(|spec| spec.slot.1 == Up).for_each(|spec| spec.storage = storage);
+        laid_out(&specs, Options::default())
+    };
+    let (mut begins, stays) = (of_ups(nf4), of_ups(Storage::Bf16));
+    // Of so short a batch the weights that are put together for a product are the most.
+    let short = Batch::pack([([1; 64].as_slice(), [true; 64].as_slice())]);
+    let needed = |decoder: &Decoder| decoder.needed(&short, &StepPlan::new(36, 0, 0, 64, 64)).unwrap();
+    assert!(needed(&begins) > needed(&stays));
+    for block in 0..36 {
+        begins.adopt((Some(block), Up), "up", Storage::Bf16).unwrap();
+    }
+    assert_eq!(needed(&begins), needed(&stays));
+
+    // What trains, has an adapter or cannot be packed so stays as it is, with all others.
+    let mut decoder = laid_out(&specs(Storage::Bf16), Options::default());
+    let before = decoder.model_bytes();
+    for (slot, storage, expected) in [
+        ((Some(0), K), nf4, "expected a weight that never trained"),
+        ((Some(0), Q), nf4, "expected a weight that never trained"),
+        ((Some(36), V), nf4, "expected a weight of this model"),
+        ((Some(1), V), Storage::Nf4 { block: 48, double: true }, "block size of a 4-bit weight: expected one of"),
+    ] {
+        let error = decoder.store(&[((Some(0), O), nf4), (slot, storage)]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(decoder.model_bytes(), before);
+    }
+    // What is no linear layer's lies there as it did.
+    decoder.store(&[((None, Role::Head), nf4), ((Some(0), Role::InputNorm), Storage::Bf16)]).unwrap();
+    assert_eq!(decoder.model_bytes(), before);
+}

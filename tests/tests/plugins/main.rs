@@ -87,7 +87,7 @@ fn errors_in_settings_name_file_and_line_and_those_of_the_host_reach_the_user() 
 
 #[test]
 fn a_component_says_the_same_of_itself_as_its_file() {
-    for name in ["lora", "full", "lisa", "badam"] {
+    for name in ["lora", "full", "lisa", "badam", "ladder"] {
         let plugin = WasmPlugin::open(&compiled(name), &Limits::default()).unwrap();
         let said = liftplan::plugin::Metadata::parse(plugin.describe().unwrap().as_bytes()).unwrap();
         assert_eq!(&said, plugin.metadata());
@@ -105,6 +105,7 @@ fn golden_plans() {
         ("full", "targets = [\"v_proj\"]", 0, "cffe0cbfb5d2934f688c131505abe5f1881c297f74e79c899ae2aa00d8ef8ca5"),
         ("lisa", "blocks = 1\nevery = 5", 7, "35bd592a40f4132e064bf7fd69127f767f9303ff5938a415b47077042f92af25"),
         ("badam", "every = 3", 7, "f8a96a3d2e2dfb45b3c6aa687d3237a96e4fe7ac282cb258cf88c11d60126cc0"),
+        ("ladder", "every = 5\nrank = 4", 0, "de31717fad7944b25cfc2a6f95a868c4fc731470eb39b39b1cc25c5928afc831"),
     ];
     for (name, settings, seed, _) in goldens {
         found.push((name, plan(&base, &by_plugin(name, settings), seed).unwrap().hash()));

@@ -21,6 +21,7 @@ mod ops;
 mod picks;
 mod products;
 mod reuse;
+mod script;
 mod tiny;
 mod work;
 

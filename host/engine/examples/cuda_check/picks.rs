@@ -1,5 +1,5 @@
-//! Adapters that begin, rest and begin again between steps, on the card and by the CPU engine; a run that goes on from what was
-//! kept between these picks; and that nothing is queued for the gradients of adapters that rest.
+//! Adapters that begin, rest and begin again between steps, and weights that are kept in another way from a step on, on the card and
+//! by the CPU engine; a run that goes on from what was kept between these picks; and that nothing is queued for the gradients of adapters that rest.
 
 use std::collections::BTreeMap;
 
@@ -10,36 +10,15 @@ use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, grad_norm};
 use liftplan_engine::{Adapter, Block, Decoder, Keep, StepOptions};
 
 use crate::Report;
-use crate::tiny::{Case, Dora, Method, Values, batch, on_card, on_card_with, on_cpu, shape, slots, treatment, values};
+use crate::script::{ADAPTERS, PICKS, STORED, Script};
+use crate::tiny::{
+    Case, Dora, Method, Values, batch, kept_on_cpu, on_card, on_cpu_with, shape, slots, treatment, values,
+};
 
 const STEPS: u32 = 20;
-/// The steps from which other runs go on: one adapter rests, and others are still to begin; all of the lower blocks' rest.
-const RESUMED: [u32; 2] = [11, 16];
 const LR: f64 = 2e-3;
 const OPTIONS: AdamWOptions =
     AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
-
-/// Whether a weight's adapter trains in a step, from 0: two in a block from the start, those between and behind them later, those of
-/// the first block, which had none, last; one rests for a while, and then all but those of the last block's feed-forward half.
-fn trains(step: u32, slot: Slot) -> bool {
-    let Some(block) = slot.0 else { return false };
-    let from = match slot.1 {
-        _ if block == 0 => 12,
-        Role::K | Role::Gate => 0,
-        _ => 6,
-    };
-    let rests = match step {
-        9..13 => block == 1 && slot.1 == Role::Gate,
-        15..18 => block < 2 || !matches!(slot.1, Role::Gate | Role::Up | Role::Down),
-        _ => false,
-    };
-    step >= from && !rests
-}
-
-/// Whether it ever did.
-fn began(step: u32, slot: Slot) -> bool {
-    (0..=step).any(|step| trains(step, slot))
-}
 
 pub fn check(context: &Context, report: &mut Report) {
     let case = |name, method, options, dropout| Case {
@@ -70,8 +49,19 @@ pub fn check(context: &Context, report: &mut Report) {
         dora(Case { rank: 5, ..case("picks, dora beside whole weights", Method::Mixed, tight, 0.0) }),
     ] {
         if report.wants(case.name) {
-            compare(context, &case, report);
+            compare(context, &case, ADAPTERS, report);
             at_rest(context, &case, report);
+        }
+    }
+    for case in [
+        case("picks, other storages", Method::Lora, plain, 0.0),
+        case("picks, other storages in little room, dropout", Method::Lora, tight, 0.2),
+        Case { rank: 5, ..case("picks, other storages beside whole weights", Method::Mixed, tight, 0.0) },
+        dora(case("picks, other storages, dora", Method::Lora, plain, 0.0)),
+        dora(case("picks, other storages beside whole weights, dora", Method::Mixed, plain, 0.1)),
+    ] {
+        if report.wants(case.name) {
+            compare(context, &case, STORED, report);
         }
     }
 }
@@ -166,33 +156,25 @@ struct Told {
 /// Gradients by step and name.
 type Gradients = BTreeMap<(u32, String), Vec<f32>>;
 
-fn on_card_run(context: &Context, case: &Case, values: &Values, resumed: Option<u32>) -> (Told, Gradients) {
-    let at = |step: u32| on_card_with(context, case, values, |slot| began(step, slot));
-    let mut decoder = at(0);
+fn on_card_run(
+    context: &Context,
+    case: &Case,
+    script: Script,
+    values: &Values,
+    resumed: Option<u32>,
+) -> (Told, Gradients) {
+    let mut decoder = script.on_card(context, case, values, 0);
     let (mut losses, mut norms, mut gradients) = (vec![], vec![], Gradients::new());
     for step in 0..STEPS {
         if resumed == Some(step) {
             let numbers = numbers(context, &decoder);
             let states = decoder.states().unwrap();
-            decoder = at(step);
+            decoder = script.on_card(context, case, values, step);
             put(&mut decoder, &numbers);
             decoder.set_states(states).unwrap();
         }
-        let begins: Vec<_> = slots(case)
-            .into_iter()
-            .filter(|(slot, _)| began(step, *slot) && step > 0 && !began(step - 1, *slot))
-            .filter_map(|(slot, name)| match treatment(case, slot, &name) {
-                Treatment::Adapt(spec) => Some((slot, spec)),
-                _ => None,
-            })
-            .collect();
-        if !begins.is_empty() {
-            decoder.adapt(&begins).unwrap();
-            let names = begins.iter().flat_map(|(_, spec)| [&spec.a, &spec.b].into_iter().chain(&spec.magnitude));
-            let first = names.map(|name| (name.clone(), values[name].2.clone())).collect();
-            put(&mut decoder, &first);
-        }
-        decoder.set_active(|name| adapter_trains(case, step, name)).unwrap();
+        script.pick(&mut decoder, case, values, step);
+        decoder.set_active(|name| adapter_trains(case, script, step, name)).unwrap();
         decoder.set_dropout(3, u64::from(step));
         decoder.clear_grads();
         let batch = batch(case.shape.vocab, step % 2);
@@ -229,16 +211,16 @@ pub(super) fn put(decoder: &mut CudaDecoder, numbers: &BTreeMap<String, Vec<f32>
 }
 
 /// Whether the adapter whose matrix has this name trains in a step.
-fn adapter_trains(case: &Case, step: u32, matrix: &str) -> bool {
+fn adapter_trains(case: &Case, script: Script, step: u32, matrix: &str) -> bool {
     slots(case).into_iter().any(|(slot, name)| {
         let Treatment::Adapt(spec) = treatment(case, slot, &name) else { return false };
-        [&spec.a, &spec.b].into_iter().chain(&spec.magnitude).any(|name| name == matrix) && trains(step, slot)
+        [&spec.a, &spec.b].into_iter().chain(&spec.magnitude).any(|name| name == matrix) && (script.trains)(step, slot)
     })
 }
 
 /// The CPU engine's losses, norms and gradients.
-fn on_cpu_run(case: &Case, values: &Values) -> (Vec<f64>, Vec<f64>, Gradients) {
-    let mut decoder = on_cpu(case, values);
+fn on_cpu_run(case: &Case, script: Script, values: &Values) -> (Vec<f64>, Vec<f64>, Gradients) {
+    let mut decoder = on_cpu_with(case, values, |slot| (script.kept)(case, 0, slot));
     let slots: BTreeMap<String, Slot> = slots(case).into_iter().map(|(slot, name)| (name, slot)).collect();
     let mut waiting: BTreeMap<String, Adapter> = BTreeMap::new();
     for linear in linears(&mut decoder) {
@@ -251,15 +233,20 @@ fn on_cpu_run(case: &Case, values: &Values) -> (Vec<f64>, Vec<f64>, Gradients) {
     for step in 0..STEPS {
         for linear in linears(&mut decoder) {
             let slot = slots[linear.weight.name()];
-            if linear.adapter.is_none() && began(step, slot) {
+            if linear.adapter.is_none() && script.began(step, slot) {
                 linear.adapter = waiting.remove(linear.weight.name());
             }
         }
+        for (_, name, storage) in script.stored(case, step) {
+            let (_, cols, numbers) = &values[&name];
+            let param = decoder.params_mut().find(|param| param.name() == name).unwrap();
+            param.value = kept_on_cpu(numbers, *cols, storage);
+        }
         let is_whole = |name: &str| slots.contains_key(name);
         for param in decoder.params_mut().filter(|param| !is_whole(param.name())) {
-            param.set_trained(adapter_trains(case, step, param.name()));
+            param.set_trained(adapter_trains(case, script, step, param.name()));
         }
-        optimizer.retain(|name| is_whole(name) || adapter_trains(case, step, name));
+        optimizer.retain(|name| is_whole(name) || adapter_trains(case, script, step, name));
         let batch = batch(case.shape.vocab, step % 2);
         decoder.clear_grads();
         let options = StepOptions {
@@ -284,11 +271,11 @@ fn linears(decoder: &mut Decoder) -> impl Iterator<Item = &mut liftplan_engine::
     decoder.blocks.iter_mut().flat_map(Block::linears_mut)
 }
 
-fn compare(context: &Context, case: &Case, report: &mut Report) {
+fn compare(context: &Context, case: &Case, script: Script, report: &mut Report) {
     let name = case.name;
     let values = values(case);
-    let (told, found) = on_card_run(context, case, &values, None);
-    let (losses, norms, expected) = on_cpu_run(case, &values);
+    let (told, found) = on_card_run(context, case, script, &values, None);
+    let (losses, norms, expected) = on_cpu_run(case, script, &values);
     let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
     report.compare(&format!("{name}: losses of 20 steps"), &narrow(&told.losses), &narrow(&losses), 1e-2);
     report.compare(&format!("{name}: norms of gradients"), &narrow(&told.norms), &narrow(&norms), 5e-2);
@@ -300,25 +287,16 @@ fn compare(context: &Context, case: &Case, report: &mut Report) {
         let tolerance = if *step == 0 { 6e-2 } else { 1.5e-1 };
         report.compare(&format!("{name}: gradient of {tensor} in step {step}"), &found, expected, tolerance);
     }
-    let again = |resumed| on_card_run(context, case, &values, resumed).0 == told;
+    let again = |resumed| on_card_run(context, case, script, &values, resumed).0 == told;
     report.holds(&format!("{name}: the same bits again"), again(None));
-    for step in RESUMED {
+    for step in script.resumed {
         report.holds(&format!("{name}: the same bits resumed in step {step}"), again(Some(step)));
     }
 
-    // Adapters that began late stand as if they had been there from the start: the same pass, to the bit.
-    let mut late = on_card_with(context, case, &values, |slot| trains(0, slot));
-    let mut early = on_card_with(context, case, &values, |_| true);
-    for begins in [6, 12] {
-        let specs = slots(case).into_iter().filter(|(slot, _)| began(begins, *slot) && !began(begins - 1, *slot));
-        let specs: Vec<_> = specs
-            .filter_map(|(slot, name)| match treatment(case, slot, &name) {
-                Treatment::Adapt(spec) => Some((slot, spec)),
-                _ => None,
-            })
-            .collect();
-        late.adapt(&specs).unwrap();
-    }
+    // Adapters that began late, and what is kept otherwise, stand as if they had been there from the start: the same pass, to the bit.
+    let mut late = script.on_card(context, case, &values, 0);
+    let mut early = script.on_card(context, case, &values, STEPS);
+    PICKS.iter().for_each(|&step| script.pick(&mut late, case, &values, step));
     let all: BTreeMap<String, Vec<f32>> = numbers(context, &early);
     put(&mut late, &all);
     let bytes = |decoder: &CudaDecoder| decoder.model_bytes();
@@ -333,8 +311,10 @@ fn compare(context: &Context, case: &Case, report: &mut Report) {
                 decoder.trainables().iter().map(|t| (t.name.clone(), t.grad(context).unwrap())).collect();
             (loss.sum, grads)
         };
-        report
-            .holds(&format!("{name}: as from the start, {} pieces", plan.pieces), pass(&mut late) == pass(&mut early));
+        let alike = pass(&mut late) == pass(&mut early);
+        report.holds(&format!("{name}: as from the start, {} pieces", plan.pieces), alike);
+        let needed = |decoder: &CudaDecoder| decoder.needed(&batch, &plan).unwrap();
+        report.holds(&format!("{name}: as much memory as from the start"), needed(&late) == needed(&early));
     }
     println!("    {} bytes from the start, {} as they began", bytes(&early), bytes(&late));
 }

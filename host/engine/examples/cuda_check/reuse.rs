@@ -9,7 +9,7 @@ use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 
 use crate::Report;
 use crate::picks::{numbers, put};
-use crate::tiny::{Case, Dora, Method, Values, batch, on_card, on_card_with, shape, slots, treatment, values};
+use crate::tiny::{Case, Dora, Method, Values, batch, on_card, on_card_with, shape, slots, storage, treatment, values};
 
 const OPTIONS: AdamWOptions =
     AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
@@ -248,7 +248,8 @@ impl Kept<'_> {
     /// Adapters that begin behind passes without them, beside some that trained.
     fn begun(&mut self) {
         let early = |slot: Slot| slot.1 == Role::K && slot.0 > Some(0);
-        let mut decoder = on_card_with(self.context, self.case, &self.values, early);
+        let kept = |slot| storage(self.case, slot);
+        let mut decoder = on_card_with(self.context, self.case, &self.values, early, kept);
         self.said(&mut decoder, false);
         self.step(&mut decoder, 0);
         let before = self.said(&mut decoder, false);

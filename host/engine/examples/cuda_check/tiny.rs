@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use liftplan_engine::cuda::{
-    AdapterSpec, Builder, Context, Data, Decoder as CudaDecoder, ModelShape, Options, Role, Slot, Storage, TensorSpec,
-    Treatment, Update,
+    AdapterSpec, Builder, Context, Data, Decoder as CudaDecoder, Loader, ModelShape, Options, Role, Slot, Storage,
+    TensorSpec, Treatment, Update,
 };
 use liftplan_engine::ops::attention::Heads;
 use liftplan_engine::optim::AdamWOptions;
@@ -173,21 +173,26 @@ pub(super) fn values(case: &Case) -> Values {
 }
 
 pub(super) fn on_card(context: &Context, case: &Case, values: &Values) -> CudaDecoder {
-    on_card_with(context, case, values, |_| true)
+    on_card_with(context, case, values, |_| true, |slot| storage(case, slot))
 }
 
-/// The same with adapters at some weights only.
+/// How the method keeps a weight.
+pub(super) fn storage(case: &Case, slot: Slot) -> Storage {
+    match case.method {
+        Method::Qlora if is_linear(slot.1) => Storage::Nf4 { block: case.nf4.0, double: case.nf4.1 },
+        Method::Ilora if is_linear(slot.1) => Storage::Int8,
+        _ => Storage::F32,
+    }
+}
+
+/// The same with adapters at some weights only, and weights kept as `storage` says.
 pub(super) fn on_card_with(
     context: &Context,
     case: &Case,
     values: &Values,
     adapted: impl Fn(Slot) -> bool,
+    storage: impl Fn(Slot) -> Storage,
 ) -> CudaDecoder {
-    let storage = |slot: Slot| match case.method {
-        Method::Qlora if is_linear(slot.1) => Storage::Nf4 { block: case.nf4.0, double: case.nf4.1 },
-        Method::Ilora if is_linear(slot.1) => Storage::Int8,
-        _ => Storage::F32,
-    };
     let specs: Vec<TensorSpec> = slots(case)
         .into_iter()
         .map(|(slot, name)| {
@@ -198,22 +203,34 @@ pub(super) fn on_card_with(
             TensorSpec { slot, treatment, storage: storage(slot), name }
         })
         .collect();
-    let mut builder = Builder::new(context, &case.shape, &specs, case.options).unwrap();
+    let mut decoder = Builder::new(context, &case.shape, &specs, case.options).unwrap().finish();
+    let mut loader = Loader::default();
     for spec in &specs {
-        let (_, cols, numbers) = &values[&spec.name];
-        if spec.storage == Storage::Int8 {
-            let packed = Int8::quantise(numbers, *cols).unwrap();
-            builder.load(spec.slot, Data::Int8(packed.codes(), packed.absmax())).unwrap();
-        } else {
-            builder.load(spec.slot, Data::F32(numbers)).unwrap();
-        }
+        load(&mut loader, &decoder, values, (spec.slot, &spec.name, spec.storage));
         if let Treatment::Adapt(adapter) = &spec.treatment {
             for name in [&adapter.a, &adapter.b].into_iter().chain(&adapter.magnitude) {
-                builder.set_trainable(builder.trainable(name).unwrap(), &values[name].2).unwrap();
+                let matrix = decoder.trainables().iter().position(|trainable| trainable.name == *name).unwrap();
+                decoder.set_value(matrix, &values[name].2).unwrap();
             }
         }
     }
-    builder.finish()
+    decoder
+}
+
+/// Copies a weight's numbers to the card, as they are kept there.
+pub(super) fn load(
+    loader: &mut Loader,
+    decoder: &CudaDecoder,
+    values: &Values,
+    (slot, name, storage): (Slot, &str, Storage),
+) {
+    let (_, cols, numbers) = &values[name];
+    if storage == Storage::Int8 {
+        let packed = Int8::quantise(numbers, *cols).unwrap();
+        loader.load(decoder, slot, Data::Int8(packed.codes(), packed.absmax())).unwrap();
+    } else {
+        loader.load(decoder, slot, Data::F32(numbers)).unwrap();
+    }
 }
 
 /// What 4 bits make of a weight, without the second quantisation, which is finer than what is compared.
@@ -227,17 +244,26 @@ fn four_bits(w: &[f32], block: usize) -> Vec<f32> {
         .collect()
 }
 
+/// A weight as the CPU engine keeps it.
+pub(super) fn kept_on_cpu(numbers: &[f32], cols: usize, storage: Storage) -> Weight {
+    match storage {
+        Storage::F32 | Storage::Bf16 => Weight::F32(numbers.to_vec()),
+        Storage::Nf4 { block, .. } => Weight::F32(four_bits(numbers, block)),
+        Storage::Int8 => Weight::Int8(Int8::quantise(numbers, cols).unwrap()),
+    }
+}
+
 pub(super) fn on_cpu(case: &Case, values: &Values) -> Decoder {
+    on_cpu_with(case, values, |slot| storage(case, slot))
+}
+
+/// The same with weights kept as `storage` says.
+pub(super) fn on_cpu_with(case: &Case, values: &Values, storage: impl Fn(Slot) -> Storage) -> Decoder {
     let param = |slot: Slot| {
         let name = format!("{}.{:?}", slot.0.map_or("model".into(), |b: usize| b.to_string()), slot.1);
-        let (rows, cols, numbers) = values[&name].clone();
-        let numbers =
-            if case.method == Method::Qlora && is_linear(slot.1) { four_bits(&numbers, case.nf4.0) } else { numbers };
-        let numbers = match case.method {
-            Method::Ilora if is_linear(slot.1) => Weight::Int8(Int8::quantise(&numbers, cols).unwrap()),
-            _ => Weight::F32(numbers),
-        };
-        let mut param = Param::frozen(&name, rows, cols, numbers).unwrap();
+        let (rows, cols, numbers) = &values[&name];
+        let weight = kept_on_cpu(numbers, *cols, storage(slot));
+        let mut param = Param::frozen(&name, *rows, *cols, weight).unwrap();
         param.set_trained(treatment(case, slot, &name) == Treatment::Train);
         param
     };

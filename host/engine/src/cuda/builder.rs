@@ -1,5 +1,4 @@
-//! Building a model on the card: first what each weight is, which lays out the memory; then the weights, one by one, so
-//! that no more than one is ever held on the host.
+//! Building a model on the card: what each weight is lays out the memory, and then the weights are loaded, one by one.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +8,21 @@ use super::arena::Arena;
 use super::context::Context;
 use super::decoder::Decoder;
 use super::layout::Maker;
-use super::memory::{Buffer, View};
-use super::nf4::Parts;
+use super::loader::{Data, Loader};
+use super::memory::View;
 use super::offload::Offload;
 use super::ops::{self, Filled};
 use super::optim::Optimizer;
-use super::packed::Packed;
+use super::packed::{Map, Packed};
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot, TensorSpec};
-use super::staging::Staging;
-use crate::error::{EngineError, Result, expect_shape};
+use crate::error::{EngineError, Result};
 
 /// A model whose weights are being loaded.
 #[derive(Debug)]
 pub struct Builder {
-    pub(super) decoder: Decoder,
-    scratch: Option<Buffer>,
-    pub(super) staging: Staging,
+    decoder: Decoder,
+    loader: Loader,
 }
 
 /// Where a weight lies.
@@ -34,19 +31,6 @@ pub(crate) enum Place {
     Matrix { view: View<bf16>, trained: Option<usize> },
     Packed(Packed),
     Vector { view: View<f32>, trained: Option<usize> },
-}
-
-/// A weight's numbers on the host.
-#[derive(Clone, Copy, Debug)]
-pub enum Data<'a> {
-    /// 32-bit floats.
-    F32(&'a [f32]),
-    /// bfloat16.
-    Bf16(&'a [bf16]),
-    /// 4 bits, as bitsandbytes packs them.
-    Nf4(Parts<'a>),
-    /// 8-bit codes and each row's largest magnitude.
-    Int8(&'a [i8], &'a [f32]),
 }
 
 impl Builder {
@@ -65,7 +49,7 @@ impl Builder {
             slab: Slab::new(context),
             trainables: Vec::new(),
             places: BTreeMap::new(),
-            map: None,
+            map: Map::default(),
             embedding_home: None,
             window: None,
         };
@@ -73,7 +57,7 @@ impl Builder {
         let blocks = (0..shape.blocks).map(|block| maker.block(block)).collect::<Result<Vec<_>>>()?;
         let norm = maker.scale((None, Role::FinalNorm))?;
         let head = if shape.tied { None } else { Some(maker.table((None, Role::Head))?) };
-        let Maker { slab, trainables, places, embedding_home, .. } = maker;
+        let Maker { slab, trainables, places, map, embedding_home, .. } = maker;
         let decoder = Decoder {
             context: context.clone(),
             shape: shape.clone(),
@@ -88,6 +72,7 @@ impl Builder {
             rope: None,
             arena: Arena::counting(),
             places,
+            map,
             optimizer: Optimizer::default(),
             plan: None,
             inputs_away: Offload::default(),
@@ -98,76 +83,15 @@ impl Builder {
             dropout: (0, 0),
             fresh: true,
         };
-        Ok(Self { decoder, scratch: None, staging: Staging::default() })
+        Ok(Self { decoder, loader: Loader::default() })
     }
 
-    /// Copies a weight to its place, packing it if it is to be kept in 4 bits.
+    /// Copies a weight to its place ([`Loader::load`]).
     ///
     /// # Errors
-    /// When there is no such weight, the numbers do not fit it, or the device fails.
+    /// As there.
     pub fn load(&mut self, slot: Slot, data: Data<'_>) -> Result<()> {
-        self.decoder.lower();
-        let context = self.decoder.context.clone();
-        let [rows, cols] = self.decoder.shape.shape_of(slot.1);
-        let found = match data {
-            Data::F32(values) => values.len(),
-            Data::Bf16(values) => values.len(),
-            Data::Nf4(Parts::Single(codes, ..) | Parts::Double(codes, ..)) => codes.len() * 2,
-            Data::Int8(codes, _) => codes.len(),
-        };
-        expect_shape(&format!("{slot:?}"), rows * cols, found)?;
-        let narrow = |data: Data<'_>| match data {
-            Data::F32(values) => Ok(values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()),
-            Data::Bf16(values) => Ok(values.to_vec()),
-            Data::Nf4(_) | Data::Int8(..) => Err(unfit(slot, "numbers of 16 or 32 bits", "codes")),
-        };
-        let wide = |data: Data<'_>| match data {
-            Data::F32(values) => Ok(values.to_vec()),
-            Data::Bf16(values) => Ok(values.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
-            Data::Nf4(_) | Data::Int8(..) => Err(unfit(slot, "numbers of 16 or 32 bits", "codes")),
-        };
-        match self.decoder.places.get(&slot) {
-            Some(Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. }) => {
-                self.decoder.trainables[*index].set_value(&context, &wide(data)?)
-            }
-            Some(Place::Matrix { view, .. }) => {
-                let put = |values: &[bf16]| match self.decoder.home(slot) {
-                    Some(home) => home.write(values),
-                    None => context.upload(*view, values),
-                };
-                match data {
-                    Data::Bf16(values) => put(values),
-                    data => put(&narrow(data)?),
-                }
-            }
-            Some(Place::Vector { view, .. }) => context.upload(*view, &wide(data)?),
-            Some(Place::Packed(packed)) => match (packed, data) {
-                (Packed::Nf4(packed), Data::Nf4(parts)) => packed.load(&context, parts),
-                (Packed::Int8(packed), Data::Int8(codes, absmax)) => packed.load(&context, codes, absmax),
-                (Packed::Int8(_), _) => Err(unfit(slot, "8-bit codes", "other numbers")),
-                (Packed::Nf4(packed), data) => {
-                    let (packed, values) = (*packed, narrow(data)?);
-                    let (whole, maxima) = self.scratch(rows, cols, packed.scratch_len())?;
-                    context.upload(whole, &values)?;
-                    packed.pack(&context, whole, maxima)
-                }
-            },
-            None => Err(unfit(slot, "a weight of this model", "none")),
-        }
-    }
-
-    /// Memory for a whole weight in bf16, and for so many numbers of its packed form.
-    pub(super) fn scratch(&mut self, rows: usize, cols: usize, numbers: usize) -> Result<(View<bf16>, View<f32>)> {
-        let weight = rows * cols * 2;
-        let bytes = weight.next_multiple_of(256) + numbers * 4;
-        if self.scratch.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
-            self.scratch = None;
-            self.scratch = Some(Buffer::new(&self.decoder.context, bytes)?);
-        }
-        match &self.scratch {
-            Some(buffer) => Ok((buffer.view(rows, cols), buffer.part(weight.next_multiple_of(256), 1, numbers))),
-            None => Err(unfit((None, Role::Embedding), "scratch memory", "none")),
-        }
+        self.loader.load(&self.decoder, slot, data)
     }
 
     /// Random weights, for measurements: normal with the given spread, adapters' too, norms 1, biases 0.
@@ -182,7 +106,7 @@ impl Builder {
             let purpose = purpose as u32;
             match place {
                 Place::Matrix { view, .. } if self.decoder.home(slot).is_some() => {
-                    let (whole, _) = self.scratch(view.rows(), view.cols(), 0)?;
+                    let (whole, _) = self.loader.scratch(&context, view.rows(), view.cols(), 0)?;
                     ops::random_normal(&context, Filled::Narrow(whole), spread, seed, purpose)?;
                     self.decoder.home(slot).map_or(Ok(()), |home| home.fetch(whole))?;
                 }
@@ -194,7 +118,8 @@ impl Builder {
                 }
                 Place::Packed(Packed::Int8(_)) => return Err(unfit(slot, "4 bits or plain numbers", "8 bits")),
                 Place::Packed(Packed::Nf4(packed)) => {
-                    let (whole, maxima) = self.scratch(packed.rows, packed.cols, packed.scratch_len())?;
+                    let (whole, maxima) =
+                        self.loader.scratch(&context, packed.rows, packed.cols, packed.scratch_len())?;
                     ops::random_normal(&context, Filled::Narrow(whole), spread, seed, purpose)?;
                     packed.pack(&context, whole, maxima)?;
                 }
@@ -235,11 +160,7 @@ impl Builder {
 
     /// The model, loaded.
     pub fn finish(self) -> Decoder {
-        let Self { decoder, scratch, staging } = self;
-        // The copies end before what they go through does.
-        drop(staging);
-        drop(scratch);
-        decoder
+        self.decoder
     }
 }
 

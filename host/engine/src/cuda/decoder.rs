@@ -14,6 +14,7 @@ use super::locked::Locked;
 use super::memory::{Buffer, View};
 use super::offload::Offload;
 use super::optim::Optimizer;
+use super::packed::Map;
 use super::plan::{self, StepPlan};
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot};
@@ -57,6 +58,7 @@ pub struct Decoder {
     pub(crate) trainables: Vec<Trainable>,
     /// Where each weight lies, and which trainable it is or was.
     pub(crate) places: BTreeMap<Slot, Place>,
+    pub(crate) map: Map,
     pub(crate) slab: Slab,
     pub(crate) rope: Option<(Buffer, usize)>,
     pub(crate) arena: Arena,

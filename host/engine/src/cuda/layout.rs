@@ -14,13 +14,11 @@ use super::group::{Group, Part, PartAdapter, Standing, padded};
 use super::locked::Locked;
 use super::magnitudes::{Factors, Magnitude};
 use super::memory::{Element, View};
-use super::nf4;
-use super::packed::{Int8, Packed};
+use super::packed::{Map, Packed};
 use super::slab::Slab;
 use super::spec::{ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
 use super::trainable::{Grad, Trainable};
 use crate::error::Result;
-use crate::storage::dynamic8::SIGNED;
 
 /// A model that is being laid out.
 pub(super) struct Maker<'a> {
@@ -31,7 +29,7 @@ pub(super) struct Maker<'a> {
     pub slab: Slab,
     pub trainables: Vec<Trainable>,
     pub places: BTreeMap<Slot, Place>,
-    pub map: Option<View<f32>>,
+    pub map: Map,
     /// The embedding's memory, if that is the host's.
     pub embedding_home: Option<Locked>,
     /// Bytes of the block's gradients so far, where blocks share a place for them.
@@ -192,9 +190,8 @@ impl<'a> Maker<'a> {
         };
         let ranks: usize = specs.iter().map(|spec| rank_of(spec)).sum();
         let rank = padded(ranks, &self.options);
-        let packed = |spec: &TensorSpec| matches!(spec.storage, Storage::Nf4 { .. } | Storage::Int8);
         // One weight in 4 bits makes the whole group be put together for each product.
-        let assembled = specs.iter().any(|spec| packed(spec));
+        let assembled = specs.iter().any(|spec| spec.storage.is_packed());
         let standing = Standing::take(&mut self.slab, [outputs, inputs, rank], assembled)?;
         let Standing { weight, a, b } = standing;
         let a_grad = if ranks > 0 { Some(self.gradient::<f32>(ranks, inputs)?) } else { None };
@@ -206,23 +203,24 @@ impl<'a> Maker<'a> {
             let mut part =
                 Part { at, outputs: rows, trained: None, adapter: None, packed: None, own: None, bias: None };
             let mut view = weight.map(|weight| weight.slice_rows(at, rows).slice_cols(0, inputs));
-            if view.is_none() && !packed(spec) {
+            if view.is_none() && !spec.storage.is_packed() {
                 part.own = Some(self.slab.take::<bf16>(rows, inputs, 0)?);
                 view = part.own;
             }
-            match (view, spec.storage) {
-                (Some(view), _) => {
+            match view {
+                Some(view) => {
                     if spec.treatment == Treatment::Train {
                         part.trained = Some(self.trained_matrix(spec, view)?);
                     }
                     self.places.insert(spec.slot, Place::Matrix { view, trained: part.trained });
                 }
-                (None, Storage::Nf4 { .. } | Storage::Int8) => {
-                    let packed = self.packed(spec, rows, inputs)?;
+                None => {
+                    let map = self.map.wanted(self.context, &mut self.slab, spec.storage)?;
+                    let packed = Packed::take(&mut self.slab, [rows, inputs], spec.storage, map)?;
+                    let packed = packed.ok_or_else(|| unfit(spec.slot, "4 or 8 bits", "another format"))?;
                     self.places.insert(spec.slot, Place::Packed(packed));
                     part.packed = Some(packed);
                 }
-                (None, _) => return Err(unfit(spec.slot, "4 or 8 bits", "another format")),
             }
             if let (Some(bias), Some(bias_role)) = (bias, *bias_role)
                 && self.has((block, bias_role))
@@ -271,18 +269,6 @@ impl<'a> Maker<'a> {
     fn magnitude(&mut self, name: &str, key: (Slot, u8), outputs: usize) -> Result<Magnitude> {
         let numbers = [self.slab.zeros(1, outputs, 0)?, self.slab.zeros(1, outputs, 0)?];
         Ok(Magnitude { trained: self.push(Trainable::of_vector(name, key, numbers)), values: numbers[0] })
-    }
-
-    fn packed(&mut self, spec: &TensorSpec, rows: usize, cols: usize) -> Result<Packed> {
-        let Storage::Nf4 { block, double } = spec.storage else {
-            return Ok(Packed::Int8(Int8::new(&mut self.slab, [rows, cols])?));
-        };
-        if double && self.map.is_none() {
-            let map = self.slab.take::<f32>(1, 256, 0)?;
-            self.context.upload(map, &SIGNED.values)?;
-            self.map = Some(map);
-        }
-        nf4::Packed::new(&mut self.slab, [rows, cols], block, self.map.filter(|_| double)).map(Packed::Nf4)
     }
 
     fn adapter_matrix(

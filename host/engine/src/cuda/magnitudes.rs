@@ -189,7 +189,9 @@ impl Group {
 mod tests {
     use super::*;
     use crate::batch::Batch;
-    use crate::cuda::{AdapterSpec, Builder, Data, ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment};
+    use crate::cuda::{
+        AdapterSpec, Builder, Data, Loader, ModelShape, Options, Role, Slot, Storage, TensorSpec, Treatment,
+    };
     use crate::optim::{AdamWOptions, Bf16Update};
 
     const QUERIES: Slot = (Some(0), Role::Q);
@@ -200,7 +202,7 @@ mod tests {
     }
 
     /// A block whose queries and last layer have magnitudes, on a card that is not there.
-    fn builder(options: Options) -> Builder {
+    fn decoder(options: Options) -> Decoder {
         use Role::{Down, Embedding, FinalNorm, Gate, InputNorm, K, O, PostNorm, Q, Up, V};
         let shape = ModelShape {
             vocab: 64,
@@ -225,11 +227,7 @@ mod tests {
             },
             storage: Storage::Bf16,
         });
-        Builder::new(&Context::dry((9, 0)), &shape, &specs.collect::<Vec<_>>(), options).unwrap()
-    }
-
-    fn decoder(options: Options) -> Decoder {
-        builder(options).finish()
+        Builder::new(&Context::dry((9, 0)), &shape, &specs.collect::<Vec<_>>(), options).unwrap().finish()
     }
 
     fn holding(decoder: &Decoder) -> Vec<Holds> {
@@ -283,13 +281,11 @@ mod tests {
             assert_eq!(after(begun, |decoder| decoder.update(&adamw, &updates, 1.0)), expected);
         }
 
-        // A weight that is loaded; the builder may have computed before.
-        let mut builder = builder(Options::default());
-        builder.decoder.groups().for_each(|group| group.holds.set(Holds::Factors));
-        builder.load(QUERIES, Data::F32(&[0.5; 64 * 64])).unwrap();
-        assert_eq!(holding(&builder.decoder), nothing);
-        builder.decoder.groups().for_each(|group| group.holds.set(Holds::Factors));
-        builder.upload(QUERIES).unwrap();
-        assert_eq!(holding(&builder.decoder), nothing);
+        // A weight that is kept in another way, and one that is loaded.
+        let values = [((Some(0), Role::V), Storage::Int8)];
+        assert_eq!(after(plain(), |decoder| decoder.store(&values)), nothing);
+        let load = |decoder: &mut Decoder| Loader::default().load(decoder, QUERIES, Data::F32(&[0.5; 64 * 64]));
+        assert_eq!(after(plain(), load), nothing);
+        assert_eq!(after(plain(), |decoder| Loader::default().upload(decoder, QUERIES).map(|_| ())), nothing);
     }
 }

@@ -56,6 +56,20 @@ pub enum Parts<'a> {
     Double(&'a [u8], &'a [u8], &'a [f32], &'a [f32], f32),
 }
 
+/// Whether a weight of so many columns can be packed in blocks of `block` elements.
+pub(crate) fn check(block: usize, cols: usize) -> Result<()> {
+    let unfit = |what: &str, expected: String, found: usize| {
+        Err(EngineError::Shape { what: format!("{what} of a 4-bit weight"), expected, found: found.to_string() })
+    };
+    if !BLOCK_SIZES.contains(&block) {
+        return unfit("block size", format!("one of {BLOCK_SIZES:?}"), block);
+    }
+    if !cols.is_multiple_of(8) {
+        return unfit("columns", "a multiple of 8".into(), cols);
+    }
+    Ok(())
+}
+
 impl Packed {
     /// Memory for a weight of `rows × cols` in blocks of `block` elements; `map` is that of the maxima's 8 bits, with double
     /// quantisation.
@@ -63,15 +77,7 @@ impl Packed {
     /// # Errors
     /// When there are no such blocks, the columns are no multiple of 8, or there is no memory.
     pub fn new(slab: &mut Slab, [rows, cols]: [usize; 2], block: usize, map: Option<View<f32>>) -> Result<Self> {
-        let unfit = |what: &str, expected: String, found: usize| {
-            Err(EngineError::Shape { what: format!("{what} of a 4-bit weight"), expected, found: found.to_string() })
-        };
-        if !BLOCK_SIZES.contains(&block) {
-            return unfit("block size", format!("one of {BLOCK_SIZES:?}"), block);
-        }
-        if !cols.is_multiple_of(8) {
-            return unfit("columns", "a multiple of 8".into(), cols);
-        }
+        check(block, cols)?;
         let blocks = (rows * cols).div_ceil(block);
         let codes = slab.take(1, rows * cols / 2, 0)?;
         let maxima = match map {
@@ -84,6 +90,24 @@ impl Packed {
             },
         };
         Ok(Self { rows, cols, block, codes, maxima })
+    }
+
+    /// Whether its blocks have so many elements, and their maxima 8 bits if `double`.
+    pub(crate) fn is(&self, block: usize, double: bool) -> bool {
+        self.block == block && double == matches!(self.maxima, Maxima::Double { .. })
+    }
+
+    /// Frees its memory; nothing that is queued may read it.
+    pub(crate) fn give_back(&self, slab: &mut Slab) {
+        slab.give_back(self.codes);
+        match self.maxima {
+            Maxima::Wide(maxima) => slab.give_back(maxima),
+            Maxima::Double { codes, nested, offset, .. } => {
+                slab.give_back(codes);
+                slab.give_back(nested);
+                slab.give_back(offset);
+            }
+        }
     }
 
     /// Numbers of `f32` that packing it needs beside it.

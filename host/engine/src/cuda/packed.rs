@@ -8,7 +8,9 @@ use super::memory::View;
 use super::nf4;
 use super::profile::Kind;
 use super::slab::Slab;
+use super::spec::Storage;
 use crate::error::Result;
+use crate::storage::dynamic8::SIGNED;
 
 /// A packed weight.
 #[derive(Clone, Copy, Debug)]
@@ -19,12 +21,65 @@ pub enum Packed {
     Int8(Int8),
 }
 
+/// The map of the 8 bits of blocks' maxima, which all weights with double quantisation share; made with the first.
+#[derive(Debug, Default)]
+pub(crate) struct Map(Option<View<f32>>);
+
+impl Map {
+    fn of(&mut self, context: &Context, slab: &mut Slab) -> Result<View<f32>> {
+        if let Some(map) = self.0 {
+            return Ok(map);
+        }
+        let map = slab.take::<f32>(1, 256, 0)?;
+        context.upload(map, &SIGNED.values)?;
+        self.0 = Some(map);
+        Ok(map)
+    }
+
+    /// The map where a weight kept as `storage` needs it, in memory of `slab`.
+    pub fn wanted(&mut self, context: &Context, slab: &mut Slab, storage: Storage) -> Result<Option<View<f32>>> {
+        match storage {
+            Storage::Nf4 { double: true, .. } => self.of(context, slab).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Packed {
-    /// Rows and columns.
-    pub fn shape(&self) -> [usize; 2] {
+    /// Memory for a weight of `shape` kept as `storage`, with [`Map::wanted`]; `None` if that packs nothing.
+    ///
+    /// # Errors
+    /// When it cannot be packed so, or there is no memory.
+    pub(crate) fn take(
+        slab: &mut Slab,
+        shape: [usize; 2],
+        storage: Storage,
+        map: Option<View<f32>>,
+    ) -> Result<Option<Self>> {
+        Ok(match storage {
+            Storage::F32 | Storage::Bf16 => None,
+            Storage::Nf4 { block, .. } => Some(Self::Nf4(nf4::Packed::new(slab, shape, block, map)?)),
+            Storage::Int8 => Some(Self::Int8(Int8::new(slab, shape)?)),
+        })
+    }
+
+    /// Whether it is kept as `storage`.
+    pub(crate) fn is(&self, storage: Storage) -> bool {
+        match (self, storage) {
+            (Self::Nf4(packed), Storage::Nf4 { block, double }) => packed.is(block, double),
+            (Self::Int8(_), Storage::Int8) => true,
+            _ => false,
+        }
+    }
+
+    /// Frees its memory; nothing that is queued may read it.
+    pub(crate) fn give_back(&self, slab: &mut Slab) {
         match self {
-            Self::Nf4(packed) => [packed.rows, packed.cols],
-            Self::Int8(packed) => [packed.codes.rows(), packed.codes.cols()],
+            Self::Nf4(packed) => packed.give_back(slab),
+            Self::Int8(Int8 { codes, absmax }) => {
+                slab.give_back(*codes);
+                slab.give_back(*absmax);
+            }
         }
     }
 

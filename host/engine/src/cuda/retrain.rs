@@ -27,6 +27,9 @@ impl Decoder {
         if self.home(slot).is_some() {
             return Err(unfit(slot, "on the card, since it is to train", "in the host's memory"));
         }
+        if let Some(Place::Packed(_)) = self.places.get(&slot) {
+            self.store(&[(slot, Storage::Bf16)])?;
+        }
         let place = self.places.get(&slot).cloned().ok_or_else(|| unfit(slot, "a weight of this model", "none"))?;
         let (copy, vector) = match place {
             Place::Matrix { trained: Some(index), .. } | Place::Vector { trained: Some(index), .. } => {
@@ -34,10 +37,7 @@ impl Decoder {
             }
             Place::Matrix { view, .. } => (Some(view), None),
             Place::Vector { view, .. } => (None, Some(view)),
-            Place::Packed(packed) => {
-                let [rows, cols] = packed.shape();
-                (Some(self.slab.take(rows, cols, 0)?), None)
-            }
+            Place::Packed(_) => return Err(unfit(slot, "a weight in 16 or 32 bits", "fewer")),
         };
         let wide = storage == Storage::F32 || self.options.masters;
         let (rows, cols) = match (copy, vector) {
@@ -69,22 +69,12 @@ impl Decoder {
         });
         let trained = Some(index);
         let place = match (copy, vector) {
-            (Some(view), _) => {
-                self.stand_alone(slot, view);
-                Place::Matrix { view, trained }
-            }
+            (Some(view), _) => Place::Matrix { view, trained },
             (None, Some(view)) => Place::Vector { view, trained },
             (None, None) => return Err(unfit(slot, "a weight with numbers", "none")),
         };
         self.places.insert(slot, place);
         Ok((index, true))
-    }
-
-    /// A packed weight's numbers now stand in `view`.
-    fn stand_alone(&mut self, slot: Slot, view: View<half::bf16>) {
-        if let Some(part) = self.part_mut(slot).filter(|part| part.packed.is_some()) {
-            (part.packed, part.own) = (None, Some(view));
-        }
     }
 
     /// Lets an adopted weight train from the next pass on.

@@ -121,6 +121,13 @@ pub enum Storage {
     Int8,
 }
 
+impl Storage {
+    /// Whether it takes fewer bits than products read.
+    pub fn is_packed(self) -> bool {
+        matches!(self, Self::Nf4 { .. } | Self::Int8)
+    }
+}
+
 /// An adapter beside a frozen weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterSpec {

@@ -6,9 +6,11 @@
 
 use half::bf16;
 
-use super::builder::{Builder, Place, unfit};
+use super::builder::{Place, unfit};
 use super::context::Context;
+use super::decoder::Decoder;
 use super::event::Event;
+use super::loader::Loader;
 use super::locked::Locked;
 use super::memory::View;
 use super::nf4;
@@ -49,7 +51,8 @@ impl Staging {
 
 /// A weight on its way.
 pub struct Upload<'a> {
-    builder: &'a mut Builder,
+    decoder: &'a Decoder,
+    staging: &'a mut Staging,
     /// Where its numbers go first.
     to: View<bf16>,
     then: Then,
@@ -67,30 +70,30 @@ enum Then {
     Pack(nf4::Packed, View<f32>),
 }
 
-impl Builder {
+impl Loader {
     /// Begins to copy a weight to its place as bf16 numbers, piece by piece; `None` where the place takes others.
     ///
     /// # Errors
     /// When there is no such weight, or no memory.
-    pub fn upload(&mut self, slot: Slot) -> Result<Option<Upload<'_>>> {
-        let (to, then) = match self.decoder.places.get(&slot).cloned() {
+    pub fn upload<'a>(&'a mut self, decoder: &'a Decoder, slot: Slot) -> Result<Option<Upload<'a>>> {
+        let (to, then) = match decoder.places.get(&slot).cloned() {
             None => return Err(unfit(slot, "a weight of this model", "none")),
-            Some(Place::Matrix { view, .. }) if self.decoder.home(slot).is_some() => (view, Then::Stay),
+            Some(Place::Matrix { view, .. }) if decoder.home(slot).is_some() => (view, Then::Stay),
             Some(Place::Matrix { view, trained: None }) => (view, Then::Nothing),
             Some(Place::Matrix { view, trained: Some(index) }) => {
-                (view, self.decoder.trainables[index].master.map_or(Then::Nothing, Then::Widen))
+                (view, decoder.trainables[index].master.map_or(Then::Nothing, Then::Widen))
             }
             Some(Place::Packed(Packed::Nf4(packed))) => {
-                let (whole, maxima) = self.scratch(packed.rows, packed.cols, packed.scratch_len())?;
+                let (whole, maxima) = self.scratch(&decoder.context, packed.rows, packed.cols, packed.scratch_len())?;
                 (whole, Then::Pack(packed, maxima))
             }
             Some(Place::Packed(Packed::Int8(_)) | Place::Vector { .. }) => return Ok(None),
         };
-        self.decoder.context.bind()?;
-        self.decoder.lower();
+        decoder.context.bind()?;
+        decoder.lower();
         // Without a card there is nothing to read it for.
-        let done = if self.decoder.context.is_dry() { to.rows() } else { 0 };
-        Ok(Some(Upload { builder: self, to, then, rows: [done, 0] }))
+        let done = if decoder.context.is_dry() { to.rows() } else { 0 };
+        Ok(Some(Upload { decoder, staging: &mut self.staging, to, then, rows: [done, 0] }))
     }
 }
 
@@ -107,7 +110,7 @@ impl Upload<'_> {
             return Ok(None);
         }
         let start = self.rows[0] * width;
-        let Builder { decoder, staging, .. } = &mut *self.builder;
+        let Self { decoder, staging, .. } = self;
         let (to, rows) = match (&self.then, &decoder.embedding_home) {
             (Then::Stay, Some(home)) => {
                 let rows = (BYTES / width).clamp(1, left);
@@ -133,7 +136,7 @@ impl Upload<'_> {
         if matches!(self.then, Then::Stay) {
             return Ok(());
         }
-        let Builder { decoder, staging, .. } = &mut *self.builder;
+        let Self { decoder, staging, .. } = self;
         let (host, copied) = &staging.buffers[staging.next];
         let to = self.to.slice_rows(done, rows);
         decoder.context.queue_upload(to, host.place(0, to.len() * size_of::<bf16>())?)?;
@@ -149,7 +152,7 @@ impl Upload<'_> {
     pub fn finish(mut self) -> Result<()> {
         self.send()?;
         assert_eq!(self.rows[0], self.to.rows(), "a weight arrives whole");
-        let context = &self.builder.decoder.context;
+        let context = &self.decoder.context;
         match self.then {
             Then::Nothing | Then::Stay => Ok(()),
             Then::Widen(master) => ops::widened(context, master, self.to),

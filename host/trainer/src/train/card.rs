@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use liftplan_engine::cuda::{self, Builder, Context, TensorSpec, Update};
+use liftplan_engine::cuda::{self, Builder, Context, Loader, TensorSpec, Update};
 use liftplan_engine::decoder::LossSum;
 use liftplan_engine::optim::{self, AdamWOptions};
 use liftplan_engine::{Batch, EngineError};
@@ -96,7 +96,7 @@ impl Card {
     ) -> Result<Self> {
         let (frozen, _) = without_whole(plan);
         let mut card = Self::with(context, base, &frozen, seed, options, None, observer)?;
-        card.adopt(base, plan, seed)?;
+        card.adopt(base, plan, &[], seed)?;
         card.decoder.watch(true);
         Ok(card)
     }
@@ -129,21 +129,21 @@ impl Card {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let specs = specs(&base.inventory, plan)?;
-        let mut builder = builder(context, base, plan, &specs, options)?;
-        let mut files = BTreeMap::new();
+        let mut card = Self::of(builder(context, base, plan, &specs, options)?, seed, options);
+        let mut loader = Loader::default();
         let total = specs.len() as u64;
         for (i, ((info, entry), spec)) in base.inventory.tensors.iter().zip(&plan.entries).zip(&specs).enumerate() {
             match trained.filter(|(_, whole)| whole.contains(&info.name)) {
-                Some((file, _)) => load_trained(&mut builder, file, info, spec.slot)?,
-                None => load(&mut builder, base, info, entry, spec.slot)?,
+                Some((file, _)) => load_trained(&mut loader, &card.decoder, file, info, spec.slot)?,
+                None => load(&mut loader, &card.decoder, base, plan, (i, spec.slot))?,
             }
             if entry.treatment == Treatment::Train {
-                files.insert(info.name.clone(), (info.shape.clone(), entry.storage));
+                card.note_file(&info.name, info.shape.clone(), entry.storage);
             }
             observer.on(&Event::Progress { unit: "tensors", done: i as u64 + 1, total });
         }
+        drop(loader);
         // Behind all weights, since each of their copies is waited for.
-        let mut card = Self::of(builder, files, seed, options);
         let adapters = begin_adapters(&mut card.decoder, base, plan, seed, |_| true)?;
         card.note_adapters(adapters);
         Ok(card)
@@ -155,16 +155,16 @@ impl Card {
     /// When there is no memory, or the plan asks for what a GPU does not do.
     pub fn laid_out(context: &Context, base: &BaseModel, plan: &Plan, options: CardOptions) -> Result<Self> {
         let builder = builder(context, base, plan, &specs(&base.inventory, plan)?, options)?;
-        Ok(Self::of(builder, BTreeMap::new(), 0, options))
+        Ok(Self::of(builder, 0, options))
     }
 
-    fn of(builder: Builder, files: BTreeMap<String, (Vec<usize>, Storage)>, seed: u64, options: CardOptions) -> Self {
+    fn of(builder: Builder, seed: u64, options: CardOptions) -> Self {
         let mut decoder = builder.finish();
         decoder.set_budget(options.vram.map(|bytes| bytes as usize));
         decoder.set_recompute(options.recompute);
         let optimizer =
             AdamWOptions { betas: (0.9, 0.999), eps: 1e-8, bf16_update: optim::Bf16Update::Stochastic, seed };
-        Self { decoder, optimizer, files }
+        Self { decoder, optimizer, files: BTreeMap::new() }
     }
 
     /// The engine's model.

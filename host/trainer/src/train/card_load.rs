@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use liftplan_engine::cuda::nf4::Parts;
-use liftplan_engine::cuda::{Builder, Data, Decoder, Slot};
+use liftplan_engine::cuda::{Data, Decoder, Loader, Slot};
 use liftplan_engine::storage::nf4::Scales;
 use liftplan_engine::{EngineError, Nf4, Nf4Options, Weight};
 use rayon::prelude::*;
@@ -14,28 +14,42 @@ use super::build::{initial_a, read};
 use super::card::{failed, memory_error, missing};
 use crate::checkpoint::{TensorData, TensorFile};
 use crate::model::BaseModel;
-use crate::model::inventory::TensorInfo;
-use crate::plan::{Entry, Plan, Storage, Treatment};
+use crate::model::inventory::{Kind, TensorInfo};
+use crate::plan::{Plan, Storage, Treatment};
 use crate::{Error, Result};
 
-/// Reads one tensor and copies it to its place. The card packs what is to be kept in 4 bits, unless the checkpoint has it so.
+/// Reads the tensor at `position` of the plan and copies it to its place. The card packs what is to be kept in 4 bits, unless the
+/// checkpoint has it so.
 pub(super) fn load(
-    builder: &mut Builder,
+    loader: &mut Loader,
+    decoder: &Decoder,
     base: &BaseModel,
-    info: &TensorInfo,
-    entry: &Entry,
-    slot: Slot,
+    plan: &Plan,
+    (position, slot): (usize, Slot),
 ) -> Result<()> {
-    let fit = |error: EngineError| Error::model(format!("`{}`: {error}", info.name));
+    let (Some(info), Some(entry)) = (base.inventory.tensors.get(position), plan.entries.get(position)) else {
+        return Err(Error::internal(format!("the plan has no tensor {position}")));
+    };
+    let fit = |error: EngineError| match error {
+        EngineError::OutOfDeviceMemory { .. } | EngineError::OutOfHostMemory { .. } => {
+            memory_error(error, &format!("`{}`", info.name), plan)
+        }
+        error => Error::model(format!("`{}`: {error}", info.name)),
+    };
+    if !entry.storage.can_train() && info.kind != Kind::Linear {
+        // It lies there in 16 or 32 bits, with the numbers that it has in few.
+        let values = read(base, info, entry.storage)?.as_f32().into_owned();
+        return loader.load(decoder, slot, Data::F32(&values)).map_err(fit);
+    }
     if let (Storage::Nf4 { block_size, double_quantization }, Some(Weight::Nf4(packed))) =
         (entry.storage, base.packed(&info.name)?)
         && packed.options() == (Nf4Options { block_size, double_quantization })
     {
-        return builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit);
+        return loader.load(decoder, slot, Data::Nf4(parts(&packed))).map_err(fit);
     }
     if !matches!(entry.storage, Storage::Int8)
         && base.is_plain_bf16(&info.name)?
-        && let Some(mut upload) = builder.upload(slot).map_err(fit)?
+        && let Some(mut upload) = loader.upload(decoder, slot).map_err(fit)?
     {
         while let Some((start, piece)) = upload.next_piece().map_err(fit)? {
             base.read_bytes(&info.name, start, piece)?;
@@ -47,20 +61,27 @@ pub(super) fn load(
         Storage::Nf4 { .. } if info.dtype == "bf16" => Storage::Bf16,
         other => other,
     };
+    let mut put = |data: Data<'_>| loader.load(decoder, slot, data).map_err(fit);
     match read(base, info, storage)? {
-        Weight::F32(values) => builder.load(slot, Data::F32(&values)).map_err(fit),
-        Weight::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
-        Weight::Nf4(packed) => builder.load(slot, Data::Nf4(parts(&packed))).map_err(fit),
-        Weight::Int8(packed) => builder.load(slot, Data::Int8(packed.codes(), packed.absmax())).map_err(fit),
+        Weight::F32(values) => put(Data::F32(&values)),
+        Weight::Bf16(values) => put(Data::Bf16(&values)),
+        Weight::Nf4(packed) => put(Data::Nf4(parts(&packed))),
+        Weight::Int8(packed) => put(Data::Int8(packed.codes(), packed.absmax())),
     }
 }
 
 /// Copies to its place what a run made of a tensor.
-pub(super) fn load_trained(builder: &mut Builder, file: &TensorFile, info: &TensorInfo, slot: Slot) -> Result<()> {
+pub(super) fn load_trained(
+    loader: &mut Loader,
+    decoder: &Decoder,
+    file: &TensorFile,
+    info: &TensorInfo,
+    slot: Slot,
+) -> Result<()> {
     let fit = |error: EngineError| Error::output(format!("{}: `{}`: {error}", file.path().display(), info.name));
     match file.get(&info.name)?.data {
-        TensorData::F32(values) => builder.load(slot, Data::F32(&values)).map_err(fit),
-        TensorData::Bf16(values) => builder.load(slot, Data::Bf16(&values)).map_err(fit),
+        TensorData::F32(values) => loader.load(decoder, slot, Data::F32(&values)).map_err(fit),
+        TensorData::Bf16(values) => loader.load(decoder, slot, Data::Bf16(&values)).map_err(fit),
         other => Err(Error::output(format!("{}: `{}` is {:?}", file.path().display(), info.name, other.dtype()))),
     }
 }

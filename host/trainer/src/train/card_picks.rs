@@ -1,53 +1,34 @@
-//! A card's model whose plan is revised between steps: what begins to train, and what stops.
+//! A card's model whose plan is revised between steps: what begins to train, what stops, and what is kept in another way.
 //!
 //! In: the plan as it stands. Out: the same model, in which its weights train and no others. What once trained keeps its numbers,
-//! and is in checkpoints.
+//! and is in checkpoints; what never did is read again where its storage is another.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use liftplan_engine::EngineError;
-use liftplan_engine::cuda::{self, Slot};
+use liftplan_engine::cuda::{Loader, Slot};
 
 use super::AdapterNames;
 use super::build::read;
 use super::card::{Card, failed, memory_error};
-use super::card_load::begin_adapters;
-use super::card_specs::{adapter, check, role};
+use super::card_load::{begin_adapters, load};
+use super::card_specs::{adapter, kept_as, role};
 use crate::model::BaseModel;
 use crate::model::inventory::TensorInfo;
-use crate::plan::{Entry, Plan, Storage, Treatment};
+use crate::plan::{Entry, Plan, Treatment};
 use crate::{Error, Result};
 
 impl Card {
-    /// Whether the card can go on by `plan` from `before`.
-    ///
-    /// # Errors
-    /// Names the first tensor with which it can't, and the way out.
-    pub fn can_follow(base: &BaseModel, before: &Plan, plan: &Plan) -> Result<()> {
-        check(base, plan)?;
-        for (old, new) in before.entries.iter().zip(&plan.entries) {
-            // What is not packed lies on the card in bf16, whatever it is called; what begins to train whole becomes that.
-            let plain = |entry: &Entry| entry.storage.can_train();
-            if new.treatment != Treatment::Train && old.storage != new.storage && !(plain(old) && plain(new)) {
-                return Err(Error::plan(format!(
-                    "`{}`: a GPU keeps it as {} from its start on, and not as {} from a pick on",
-                    new.tensor, old.storage, new.storage
-                ))
-                .help("leave its storage as it is, or set device to \"cpu\""));
-            }
-        }
-        Ok(())
-    }
-
     /// Makes what the plan trains whole something that can train, with the base model's numbers if it never did; and puts adapters
-    /// where the plan has some and the card has none, with the first numbers that `seed` draws for them on every device.
+    /// where the plan has some and the card has none, with the first numbers that `seed` draws for them on every device. Before all
+    /// that, tensors that never trained and are kept otherwise than before, at the positions `anew` of the plan, are read again.
     ///
     /// # Errors
     /// When there is no memory, or a tensor can't be read.
-    pub fn adopt(&mut self, base: &BaseModel, plan: &Plan, seed: u64) -> Result<()> {
+    pub fn adopt(&mut self, base: &BaseModel, plan: &Plan, anew: &[usize], seed: u64) -> Result<()> {
+        self.store_anew(base, plan, anew)?;
         for (info, entry, slot) in trained(base, plan)? {
-            let storage = if entry.storage == Storage::F32 { cuda::Storage::F32 } else { cuda::Storage::Bf16 };
-            let adopted = self.decoder_mut().adopt(slot, &info.name, storage);
+            let adopted = self.decoder_mut().adopt(slot, &info.name, kept_as(entry.storage));
             let (index, new) = adopted.map_err(|error| memory_error(error, "what is to train", plan))?;
             if new {
                 let values = read(base, info, entry.storage)?;
@@ -72,6 +53,27 @@ impl Card {
         adapted.map_err(|error| memory_error(error, "what is to be adapted", plan))?;
         let begun = begin_adapters(self.decoder_mut(), base, plan, seed, |name| begins.contains_key(name))?;
         self.note_adapters(begun);
+        Ok(())
+    }
+
+    /// Keeps tensors as the plan says now, and reads what does not train whole again in that storage.
+    fn store_anew(&mut self, base: &BaseModel, plan: &Plan, positions: &[usize]) -> Result<()> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let mut anew = Vec::with_capacity(positions.len());
+        for &position in positions {
+            if let (Some(info), Some(entry)) = (base.inventory.tensors.get(position), plan.entries.get(position)) {
+                anew.push((position, place(info)?, entry));
+            }
+        }
+        let storages: Vec<_> = anew.iter().map(|(_, slot, entry)| (*slot, kept_as(entry.storage))).collect();
+        let stored = self.decoder_mut().store(&storages);
+        stored.map_err(|error| memory_error(error, "what is to be kept in another storage", plan))?;
+        let mut loader = Loader::default();
+        for (position, slot, _) in anew.into_iter().filter(|(.., entry)| entry.treatment != Treatment::Train) {
+            load(&mut loader, self.decoder(), base, plan, (position, slot))?;
+        }
         Ok(())
     }
 

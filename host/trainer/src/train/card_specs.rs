@@ -38,17 +38,22 @@ pub(super) fn specs(inventory: &Inventory, plan: &Plan) -> Result<Vec<TensorSpec
                 Treatment::Train => cuda::Treatment::Train,
                 Treatment::Adapt(spec) => cuda::Treatment::Adapt(adapter(info, spec, i)),
             };
-            let storage = match entry.storage {
-                Storage::F32 => cuda::Storage::F32,
-                Storage::Bf16 => cuda::Storage::Bf16,
-                Storage::Nf4 { block_size, double_quantization } => {
-                    cuda::Storage::Nf4 { block: block_size, double: double_quantization }
-                }
-                Storage::Int8 => cuda::Storage::Int8,
-            };
+            let storage = kept_as(entry.storage);
             Ok(TensorSpec { slot: (info.block, role), name: info.name.clone(), treatment, storage })
         })
         .collect()
+}
+
+/// A storage as the card calls it.
+pub(super) fn kept_as(storage: Storage) -> cuda::Storage {
+    match storage {
+        Storage::F32 => cuda::Storage::F32,
+        Storage::Bf16 => cuda::Storage::Bf16,
+        Storage::Nf4 { block_size, double_quantization } => {
+            cuda::Storage::Nf4 { block: block_size, double: double_quantization }
+        }
+        Storage::Int8 => cuda::Storage::Int8,
+    }
 }
 
 /// An adapter beside the model's tensor number `index`.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::build::{adapter, read as read_weight};
-use super::card::Card;
+use super::card::check;
 use super::{Stepper, build};
 use crate::config::Config;
 use crate::hash::hex;
@@ -230,8 +230,8 @@ impl Picker {
         let anew = stored_anew(&self.memory, &memory.plan).map_err(|error| error.at(&before))?;
         memory.treat().map_err(|error| error.at(&before))?;
         if let Some(card) = stepper.card() {
-            Card::can_follow(base, &self.memory.plan, &memory.plan).map_err(|error| error.at(&before))?;
-            card.borrow_mut().adopt(base, &memory.plan, config.seed).map_err(|error| error.at(&before))?;
+            check(base, &memory.plan).map_err(|error| error.at(&before))?;
+            card.borrow_mut().adopt(base, &memory.plan, &anew, config.seed).map_err(|error| error.at(&before))?;
             self.memory = memory;
         } else {
             self.memory = memory;
