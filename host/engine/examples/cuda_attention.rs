@@ -252,9 +252,12 @@ mod cuda {
         let new = rows.min(2);
         let document = layer.wide(0).slice_rows(start, rows);
         let decoded = Buffer::new(context, new * queries * 2).unwrap();
-        let parts = [document.slice_cols(queries, kv_heads * dim), document.slice_cols(keys, kv_heads * dim)];
+        let cache = [document.slice_cols(queries, kv_heads * dim), document.slice_cols(keys, kv_heads * dim)];
+        let parts = attention::decode_parts_len(context, &shape, new, rows - new);
+        let between = Buffer::new(context, parts.max(1) * 4).unwrap();
         let q = document.slice_rows(rows - new, new).slice_cols(0, queries);
-        attention::decode(context, &shape, q, parts, rows - new, decoded.view(new, queries)).unwrap();
+        attention::decode(context, &shape, q, cache, rows - new, decoded.view(new, queries), between.view(1, parts))
+            .unwrap();
         let found = context.download(decoded.view::<bf16>(new, queries)).unwrap();
         let decode =
             distance(found.iter().map(|x| x.to_f64()), expected[0][(tokens - new) * queries..].iter().copied());

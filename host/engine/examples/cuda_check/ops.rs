@@ -373,9 +373,18 @@ fn nf4(bench: &mut Bench<'_>, report: &mut Report) {
 }
 
 fn caches(bench: &mut Bench<'_>, report: &mut Report) {
-    for (dim, heads, kv_heads, window, first, count) in
-        [(64, 4, 2, None, 0, 5), (128, 8, 1, None, 100, 1), (80, 3, 3, Some(17), 60, 3), (256, 2, 1, None, 9, 2)]
-    {
+    for (dim, heads, kv_heads, window, first, count) in [
+        (64, 4, 2, None, 0, 5),
+        (128, 8, 1, None, 100, 1),
+        (80, 3, 3, Some(17), 60, 3),
+        (256, 2, 1, None, 9, 2),
+        // Many stretches of keys; key heads of 1 to 7 queries; a window that begins inside.
+        (128, 8, 2, None, 3000, 1),
+        (64, 9, 3, None, 1000, 2),
+        (128, 7, 1, None, 700, 3),
+        (96, 10, 2, Some(900), 2500, 2),
+        (24, 6, 1, None, 500, 1),
+    ] {
         let total = first + count;
         let (q, k, v) = (
             bench.normal(count * heads * dim, 0.0, 1.0),
@@ -393,7 +402,9 @@ fn caches(bench: &mut Bench<'_>, report: &mut Report) {
             bench.narrow(total, kv_heads * dim, 0, &v),
         );
         let found = bench.poisoned(count, heads * dim, 8);
-        attention::decode(bench.context, &shape, q, [k, v], first, found).unwrap();
+        let parts = attention::decode_parts_len(bench.context, &shape, count, first);
+        let parts = bench.poisoned(1, parts.max(1), 0);
+        attention::decode(bench.context, &shape, q, [k, v], first, found, parts).unwrap();
         let name = format!("cache: {heads}/{kv_heads} heads of {dim}, {count} behind {first}, window {window:?}");
         report.compare(&name, &bench.get(found), &out, BF16);
     }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::arena::Arena;
 use super::attention;
-use super::attention::Documents;
+use super::attention::{Documents, Kept};
 use super::block::{Block, Pass};
 use super::decoder::Decoder;
 use super::memory::{Buffer, View};
@@ -98,7 +98,12 @@ impl Decoder {
             let position_view = arena.low::<i32>(1, count, 0)?;
             this.context.upload(id_view, &ids)?;
             this.context.upload(position_view, &positions)?;
-            let documents = Documents::new(View::at(0, 1, 0, 0), Vec::new());
+            // A whole prompt is a document like any other; what comes behind a cache is none.
+            let starts = if first == 0 && count > 1 { vec![0, count as u32] } else { Vec::new() };
+            let words = Documents::words(&starts);
+            let word_view = arena.low::<i32>(1, words.len(), 0)?;
+            this.context.upload(word_view, &words)?;
+            let documents = Documents::new(word_view, starts);
             let pass = this.forward_pass(&documents, position_view, count);
             let x = arena.low::<bf16>(count, this.shape().hidden, 0)?;
             ops::embed(&this.context, x, this.embedding.view, id_view)?;
@@ -136,7 +141,13 @@ impl Block {
         context.copy(values.slice_rows(first, tokens), qkv.slice_cols(q_cols + kv_cols, kv_cols))?;
         let out = arena.high::<bf16>(tokens, q_cols, self.o.rank)?;
         context.kind(Kind::Attention);
-        attention::decode(context, shape, qkv.slice_cols(0, q_cols), [keys, values], first, out)?;
+        if pass.documents.count() > 0 {
+            let kept = Kept { qkv, out, lse: arena.high(shape.heads, tokens, 0)? };
+            attention::forward_once(context, shape, pass.documents, kept)?;
+        } else {
+            let parts = arena.high(1, attention::decode_parts_len(context, shape, tokens, first), 0)?;
+            attention::decode(context, shape, qkv.slice_cols(0, q_cols), [keys, values], first, out, parts)?;
+        }
         let weight = self.ready(pass, arena, &self.o)?;
         self.o.lower(context, arena, weight, out, None)?;
         self.o.forward(context, arena, weight, out, x, (Some(x), None), None)?;

@@ -14,7 +14,7 @@ mod plain;
 
 use half::bf16;
 
-pub use self::decode::decode;
+pub use self::decode::{decode, decode_parts_len};
 pub use self::documents::Documents;
 use super::context::Context;
 use super::kernels::Source;
@@ -71,6 +71,14 @@ pub fn forward(context: &Context, shape: &Shape, documents: &Documents, kept: Ke
     if fused::forward(context, shape, documents, kept)? {
         return Ok(());
     }
+    forward_once(context, shape, documents, kept)
+}
+
+/// The same without cuDNN, whose plans take up to a second to make: for documents whose length may never come again.
+///
+/// # Errors
+/// When a kernel does not compile or the device fails.
+pub fn forward_once(context: &Context, shape: &Shape, documents: &Documents, kept: Kept) -> Result<()> {
     if flash::serves(context, shape) {
         flash::forward(context, shape, documents, kept)
     } else {
