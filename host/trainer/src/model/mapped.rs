@@ -73,6 +73,12 @@ impl MappedFile {
         })
     }
 
+    /// Asks the system to read these bytes from the disk meanwhile. Where it can't, nothing happens.
+    pub fn will_be_read(&self, start: usize, len: usize) {
+        #[cfg(unix)]
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, len);
+    }
+
     /// Lets go of the pages of these bytes until they are read again, so that a model that was read counts once in
     /// memory, as weights, and not a second time as its file. Where the system can't, nothing changes.
     pub fn release(&self, start: usize, len: usize) {

@@ -7,6 +7,7 @@
 //! reference → files → config.json → spec → expected tensors → checked against the files → inventory
 //! ```
 
+mod ahead;
 pub mod arch;
 mod bnb;
 mod check;

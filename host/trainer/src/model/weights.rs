@@ -85,7 +85,7 @@ impl Weights {
         self.file(stored).release(stored.range.0, stored.range.1);
     }
 
-    fn file(&self, stored: &Stored) -> &MappedFile {
+    pub fn file(&self, stored: &Stored) -> &MappedFile {
         match self {
             Weights::Safetensors(checkpoint) => &checkpoint.files[stored.file],
             Weights::Gguf(gguf) => &gguf.file,

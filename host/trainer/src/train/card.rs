@@ -132,16 +132,25 @@ impl Card {
         let mut card = Self::of(builder(context, base, plan, &specs, options)?, seed, options);
         let mut loader = Loader::default();
         let total = specs.len() as u64;
-        for (i, ((info, entry), spec)) in base.inventory.tensors.iter().zip(&plan.entries).zip(&specs).enumerate() {
-            match trained.filter(|(_, whole)| whole.contains(&info.name)) {
-                Some((file, _)) => load_trained(&mut loader, &card.decoder, file, info, spec.slot)?,
-                None => load(&mut loader, &card.decoder, base, plan, (i, spec.slot))?,
+        let from_run = |name: &str| trained.filter(|(_, whole)| whole.contains(name)).map(|(file, _)| file);
+        let names = base.inventory.tensors.iter().map(|info| info.name.as_str());
+        let names: Vec<&str> = names.filter(|name| from_run(name).is_none()).collect();
+        base.read_ahead(&names, |reader| {
+            for (i, ((info, entry), spec)) in base.inventory.tensors.iter().zip(&plan.entries).zip(&specs).enumerate() {
+                match from_run(&info.name) {
+                    Some(file) => load_trained(&mut loader, &card.decoder, file, info, spec.slot)?,
+                    None => {
+                        load(&mut loader, &card.decoder, base, plan, (i, spec.slot))?;
+                        reader.has_read_one();
+                    }
+                }
+                if entry.treatment == Treatment::Train {
+                    card.note_file(&info.name, info.shape.clone(), entry.storage);
+                }
+                observer.on(&Event::Progress { unit: "tensors", done: i as u64 + 1, total });
             }
-            if entry.treatment == Treatment::Train {
-                card.note_file(&info.name, info.shape.clone(), entry.storage);
-            }
-            observer.on(&Event::Progress { unit: "tensors", done: i as u64 + 1, total });
-        }
+            Ok::<_, Error>(())
+        })?;
         drop(loader);
         // Behind all weights, since each of their copies is waited for.
         let adapters = begin_adapters(&mut card.decoder, base, plan, seed, |_| true)?;
