@@ -5,10 +5,12 @@
 //!     cargo run --release -p liftplan-engine --example cuda_check -- plans [--rows …] [--unordered]
 //!     cargo run --release -p liftplan-engine --example cuda_check -- limits [--methods lora,qlora] [--budgets 8,24] [--dry]
 //!     cargo run --release -p liftplan-engine --example cuda_check -- products
+//!     cargo run --release -p liftplan-engine --example cuda_check -- traffic
 //!
 //! `check` compares every operation with the CPU's, and tiny models' training with the CPU engine; `bench` runs the
 //! work of `host/docs/gpu.md`, `plans` shows without a card how it is planned; `limits` finds out what cards of 8 to 80 GB train by taking
-//! no more of the one at hand, or plans it (`--dry`); `products` measures the matrix products of a block.
+//! no more of the one at hand, or plans it (`--dry`); `products` measures the matrix products of a block, and `traffic` the
+//! kernels that memory holds up, each alone.
 #![allow(clippy::unwrap_used)]
 
 mod bench;
@@ -23,6 +25,7 @@ mod products;
 mod reuse;
 mod script;
 mod tiny;
+mod traffic;
 mod work;
 
 use liftplan_engine::cuda::Context;
@@ -74,8 +77,12 @@ fn main() {
             products::run(&context);
             false
         }
+        "traffic" => {
+            traffic::run(&context);
+            false
+        }
         other => {
-            eprintln!("error: unknown command `{other}`: check, bench, plans, limits or products");
+            eprintln!("error: unknown command `{other}`: check, bench, plans, limits, products or traffic");
             true
         }
     };

@@ -15,18 +15,23 @@ fn matrix(context: &Context, buffers: &mut Vec<Buffer>, rows: usize, cols: usize
     view.slice_cols(0, cols)
 }
 
-fn time(context: &Context, name: &str, flop: f64, bytes: f64, mut work: impl FnMut()) {
+/// How long a call of `work` takes on the card, of so many without a pause, after 3 others.
+pub fn seconds(context: &Context, repeats: usize, mut work: impl FnMut()) -> f64 {
     for _ in 0..3 {
         work();
     }
     context.synchronize().unwrap();
-    let repeats = (40e12 / flop.max(bytes * 200.0)).clamp(5.0, 400.0) as usize;
     let start = Instant::now();
     for _ in 0..repeats {
         work();
     }
     context.synchronize().unwrap();
-    let seconds = start.elapsed().as_secs_f64() / repeats as f64;
+    start.elapsed().as_secs_f64() / repeats as f64
+}
+
+fn time(context: &Context, name: &str, flop: f64, bytes: f64, work: impl FnMut()) {
+    let repeats = (40e12 / flop.max(bytes * 200.0)).clamp(5.0, 400.0) as usize;
+    let seconds = seconds(context, repeats, work);
     let (tera, giga) = (flop / seconds / 1e12, bytes / seconds / 1e9);
     println!("{name:<44} {:8.1} us  {tera:6.1} TFLOP/s  {giga:6.0} GB/s", seconds * 1e6);
 }
