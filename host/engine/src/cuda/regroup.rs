@@ -10,15 +10,16 @@ use std::collections::BTreeMap;
 use half::bf16;
 
 use super::builder::{Place, unfit};
+use super::context::Context;
 use super::decoder::Decoder;
 use super::group::{Group, Part, PartAdapter, Standing, padded};
 use super::magnitudes::{Factors, Magnitude};
 use super::memory::View;
 use super::nf4;
 use super::ops;
-use super::packed::Packed;
+use super::packed::{Map, Packed};
 use super::slab::Slab;
-use super::spec::{AdapterSpec, Role, Slot, Storage};
+use super::spec::{AdapterSpec, Options, Role, Slot, Storage};
 use super::trainable::{Grad, Trainable};
 use crate::error::Result;
 
@@ -139,52 +140,109 @@ impl Decoder {
     fn regroup(&mut self, block: usize, which: usize, change: &Change<'_>) -> Result<()> {
         let Self { context, blocks, trainables, places, map, slab, options, .. } = self;
         let Some(group) = blocks.get_mut(block).map(|block| group_of(block, which)) else { return Ok(()) };
+        let slots: Vec<Slot> = GROUPS[which].iter().map(|role| (Some(block), *role)).collect();
+        // All memory is asked for before anything changes. What may move again has buffers of its own.
+        let (mut fresh, before) = (Slab::apart(context), group.standing());
+        let layout = Layout::take(context, [slab, &mut fresh], map, options, group, change)?;
+        let mut left = layout.put_weights(context, group, &slots, change, (places, trainables))?;
+        if layout.moves {
+            left.narrow.extend([before.weight, before.a, before.b].into_iter().flatten());
+        } else if !change.adapters.is_empty() {
+            layout.standing.clear(context, [group.outputs, group.inputs, layout.rank])?;
+        }
+        layout.put_adapters(context, group, &slots, change, trainables)?;
+        let Layout { standing, rank, ranks, factors, a_grad, .. } = layout;
+        (group.weight, group.a, group.b) = (standing.weight, standing.a, standing.b);
+        (group.rank, group.ranks, group.factors) = (rank, ranks.iter().sum(), factors);
+        let grad_before = std::mem::replace(&mut group.a_grad, a_grad).filter(|_| !change.adapters.is_empty());
+        slab.join(fresh);
+        // What is given back was read by copies that are queued.
+        context.synchronize()?;
+        grad_before.into_iter().for_each(|view| slab.give_back(view));
+        left.narrow.into_iter().for_each(|view| slab.give_back(view));
+        left.packed.into_iter().for_each(|packed| packed.give_back(slab));
+        Ok(())
+    }
+
+    pub(super) fn part_mut(&mut self, (block, role): Slot) -> Option<&mut Part> {
+        let (group, at) = place_of(role)?;
+        group_of(self.blocks.get_mut(block?)?, group).parts.get_mut(at)
+    }
+}
+
+/// What a group left behind.
+#[derive(Default)]
+struct Left {
+    narrow: Vec<View<bf16>>,
+    packed: Vec<Packed>,
+}
+
+/// A group as it is to be, with all the memory that this takes.
+struct Layout {
+    /// Ranks of each part's adapter, and columns of all with padding.
+    ranks: Vec<usize>,
+    rank: usize,
+    /// Where weights without packed neighbours and adapters stand, and whether that is another place than before.
+    standing: Standing,
+    moves: bool,
+    /// Of each part.
+    kept: Vec<Kept>,
+    a_grad: Option<View<f32>>,
+    /// A, B and B's gradient of each new adapter, by part; its magnitudes and their gradient, with DoRA.
+    matrices: BTreeMap<usize, [View<f32>; 3]>,
+    magnitudes: BTreeMap<usize, [View<f32>; 2]>,
+    factors: Option<Factors>,
+}
+
+impl Layout {
+    /// What may move again is taken from the second of the `slabs`.
+    fn take(
+        context: &Context,
+        [slab, fresh]: [&mut Slab; 2],
+        map: &mut Map,
+        options: &Options,
+        group: &Group,
+        change: &Change<'_>,
+    ) -> Result<Self> {
         let (inputs, outputs) = (group.inputs, group.outputs);
-        let wanted = &change.adapters;
         let rank_of = |(at, part): (usize, &Part)| match &part.adapter {
             Some(adapter) => adapter.rank,
-            None => wanted.get(&at).map_or(0, |(_, spec)| spec.rank),
+            None => change.adapters.get(&at).map_or(0, |(_, spec)| spec.rank),
         };
-        let of_parts: Vec<usize> = group.parts.iter().enumerate().map(rank_of).collect();
-        let ranks = of_parts.iter().sum();
-        let rank = padded(ranks, options);
+        let ranks: Vec<usize> = group.parts.iter().enumerate().map(rank_of).collect();
+        let rank = padded(ranks.iter().sum(), options);
         let is_packed = |(at, part): (usize, &Part)| match change.storage.get(&at) {
             Some(storage) => storage.is_packed(),
             None => part.packed.is_some(),
         };
         let assembled = group.parts.iter().enumerate().any(is_packed);
-
-        // All memory is asked for before anything changes. What may move again has buffers of its own.
-        let (mut fresh, before) = (Slab::apart(context), group.standing());
-        let moves = rank != group.rank || assembled != before.weight.is_none();
+        let moves = rank != group.rank || assembled != group.weight.is_none();
         let standing = match moves {
-            true => Standing::take(&mut fresh, [outputs, inputs, rank], assembled)?,
-            false => before,
+            true => Standing::take(fresh, [outputs, inputs, rank], assembled)?,
+            false => group.standing(),
         };
-        let numbers = |weight: View<bf16>, part: &Part| weight.slice_rows(part.at, part.outputs).slice_cols(0, inputs);
         let mut kept = Vec::with_capacity(group.parts.len());
         for (at, part) in group.parts.iter().enumerate() {
             let packed = match change.storage.get(&at) {
                 None => part.packed,
                 Some(&storage) => {
                     let map = map.wanted(context, slab, storage)?;
-                    Packed::take(&mut fresh, [part.outputs, inputs], storage, map)?
+                    Packed::take(fresh, [part.outputs, inputs], storage, map)?
                 }
             };
             kept.push(match (packed, standing.weight, part.own) {
                 (Some(packed), ..) => Kept::Packed(packed),
-                (None, Some(weight), _) => Kept::Standing(numbers(weight, part)),
+                (None, Some(weight), _) => Kept::Standing(group.numbers(weight, part)),
                 (None, None, Some(own)) => Kept::Own(own),
                 (None, None, None) => Kept::Own(fresh.take(part.outputs, inputs, 0)?),
             });
         }
-        let a_grad = match wanted.is_empty() {
+        let a_grad = match change.adapters.is_empty() {
             true => group.a_grad,
-            false => Some(fresh.take::<f32>(ranks, inputs, 0)?),
+            false => Some(fresh.take::<f32>(ranks.iter().sum(), inputs, 0)?),
         };
-        let mut matrices: BTreeMap<usize, [View<f32>; 3]> = BTreeMap::new();
-        let mut magnitudes: BTreeMap<usize, [View<f32>; 2]> = BTreeMap::new();
-        for (&at, (_, spec)) in wanted {
+        let (mut matrices, mut magnitudes) = (BTreeMap::new(), BTreeMap::new());
+        for (&at, (_, spec)) in &change.adapters {
             let rows = group.parts.get(at).map_or(0, |part| part.outputs);
             let (a, b) = (slab.zeros(spec.rank, inputs, 0)?, slab.zeros(rows, spec.rank, 0)?);
             matrices.insert(at, [a, b, slab.take(rows, spec.rank, 0)?]);
@@ -196,20 +254,35 @@ impl Decoder {
             None if !magnitudes.is_empty() => Some(Factors::take(context, slab, outputs)?),
             factors => factors,
         };
+        Ok(Self { ranks, rank, standing, moves, kept, a_grad, matrices, magnitudes, factors })
+    }
 
-        let mut left: (Vec<View<bf16>>, Vec<Packed>) = Default::default();
-        for (((part, role), kept), at) in group.parts.iter_mut().zip(GROUPS[which]).zip(kept).zip(0..) {
-            let from = part.own.or_else(|| before.weight.map(|weight| numbers(weight, part)));
+    /// Queues the parts' numbers into their places, and notes those; gives what they left.
+    fn put_weights(
+        &self,
+        context: &Context,
+        group: &mut Group,
+        slots: &[Slot],
+        change: &Change<'_>,
+        (places, trainables): (&mut BTreeMap<Slot, Place>, &mut [Trainable]),
+    ) -> Result<Left> {
+        let mut left = Left::default();
+        let stood: Vec<_> =
+            group.parts.iter().map(|part| group.weight.map(|weight| group.numbers(weight, part))).collect();
+        for (((part, stood), (slot, kept)), at) in
+            group.parts.iter_mut().zip(stood).zip(slots.iter().zip(&self.kept)).zip(0..)
+        {
+            let from = part.own.or(stood);
             if change.storage.contains_key(&at) {
-                left.1.extend(part.packed);
+                left.packed.extend(part.packed);
             }
             part.packed = None;
             let own = part.own.take();
-            let to = match kept {
+            let to = match *kept {
                 Kept::Packed(packed) => {
                     part.packed = Some(packed);
-                    places.insert((Some(block), *role), Place::Packed(packed));
-                    left.0.extend(own);
+                    places.insert(*slot, Place::Packed(packed));
+                    left.narrow.extend(own);
                     continue;
                 }
                 Kept::Own(view) => {
@@ -217,31 +290,40 @@ impl Decoder {
                     view
                 }
                 Kept::Standing(view) => {
-                    left.0.extend(own);
+                    left.narrow.extend(own);
                     view
                 }
             };
             let moved = from.filter(|from| from.ptr() != to.ptr());
             moved.map_or(Ok(()), |from| context.copy(to, from))?;
-            let place = places.entry((Some(block), *role)).or_insert(Place::Matrix { view: to, trained: None });
+            let place = places.entry(*slot).or_insert(Place::Matrix { view: to, trained: None });
             let trained = if let Place::Matrix { trained, .. } = place { *trained } else { None };
             *place = Place::Matrix { view: to, trained };
             if let Some(index) = trained {
                 trainables[index].copy = Some(to);
             }
         }
-        if !moves && !wanted.is_empty() {
-            standing.clear(context, [outputs, inputs, rank])?;
-        }
+        Ok(left)
+    }
+
+    /// Puts adapters around the weights: those that are there, with their numbers, and new ones, which do not train yet.
+    fn put_adapters(
+        &self,
+        context: &Context,
+        group: &mut Group,
+        slots: &[Slot],
+        change: &Change<'_>,
+        trainables: &mut Vec<Trainable>,
+    ) -> Result<()> {
+        let shape = [group.outputs, group.inputs];
         let mut at = 0;
-        for (i, ((part, role), rank)) in group.parts.iter_mut().zip(GROUPS[which]).zip(of_parts).enumerate() {
-            let slot = (Some(block), *role);
-            let Some(a_grad) = a_grad.filter(|_| rank > 0) else { continue };
+        for (i, ((part, &slot), &rank)) in group.parts.iter_mut().zip(slots).zip(&self.ranks).enumerate() {
+            let Some(a_grad) = self.a_grad.filter(|_| rank > 0) else { continue };
             let a_grad = a_grad.slice_rows(at, rank);
-            let [a_copy, b_copy] = standing
-                .adapter([outputs, inputs], (part.at, part.outputs), (at, rank))
+            let [a_copy, b_copy] = (self.standing)
+                .adapter(shape, (part.at, part.outputs), (at, rank))
                 .ok_or_else(|| unfit(slot, "room for an adapter", "none"))?;
-            match (&mut part.adapter, wanted.get(&i), matrices.get(&i)) {
+            match (&mut part.adapter, change.adapters.get(&i), self.matrices.get(&i)) {
                 (Some(adapter), ..) => {
                     adapter.at = at;
                     for trainable in trainables.iter_mut().filter(|trainable| trainable.key.0 == slot) {
@@ -267,7 +349,7 @@ impl Decoder {
                     trainables.push(of(&spec.a, 1, a_copy, 1.0, [a, a_grad]));
                     trainables.push(of(&spec.b, 2, b_copy, spec.scale, [b, b_grad]));
                     let b = trainables.len() - 1;
-                    let magnitude = spec.magnitude.as_ref().zip(magnitudes.get(&i)).map(|(name, &numbers)| {
+                    let magnitude = spec.magnitude.as_ref().zip(self.magnitudes.get(&i)).map(|(name, &numbers)| {
                         let trains = false;
                         trainables.push(Trainable { trains, ..Trainable::of_vector(name, (slot, 3), numbers) });
                         Magnitude { trained: b + 1, values: numbers[0] }
@@ -278,26 +360,14 @@ impl Decoder {
             }
             at += rank;
         }
-        (group.weight, group.a, group.b) = (standing.weight, standing.a, standing.b);
-        (group.rank, group.ranks, group.factors) = (rank, ranks, factors);
-        let grad_before = std::mem::replace(&mut group.a_grad, a_grad);
-        slab.join(fresh);
-        // What is given back was read by copies that are queued.
-        context.synchronize()?;
-        if !wanted.is_empty() {
-            grad_before.into_iter().for_each(|view| slab.give_back(view));
-        }
-        if moves {
-            [before.weight, before.a, before.b].into_iter().flatten().for_each(|view| slab.give_back(view));
-        }
-        left.0.into_iter().for_each(|view| slab.give_back(view));
-        left.1.into_iter().for_each(|packed| packed.give_back(slab));
         Ok(())
     }
+}
 
-    pub(super) fn part_mut(&mut self, (block, role): Slot) -> Option<&mut Part> {
-        let (group, at) = place_of(role)?;
-        group_of(self.blocks.get_mut(block?)?, group).parts.get_mut(at)
+impl Group {
+    /// A part's numbers in the group's weights.
+    fn numbers(&self, weight: View<bf16>, part: &Part) -> View<bf16> {
+        weight.slice_rows(part.at, part.outputs).slice_cols(0, self.inputs)
     }
 }
 
