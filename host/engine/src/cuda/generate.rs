@@ -99,11 +99,15 @@ impl Decoder {
             this.context.upload(id_view, &ids)?;
             this.context.upload(position_view, &positions)?;
             // A whole prompt is a document like any other; what comes behind a cache is none.
-            let starts = if first == 0 && count > 1 { vec![0, count as u32] } else { Vec::new() };
-            let words = Documents::words(&starts);
-            let word_view = arena.low::<i32>(1, words.len(), 0)?;
-            this.context.upload(word_view, &words)?;
-            let documents = Documents::new(word_view, starts);
+            let documents = if first == 0 && count > 1 {
+                let starts = vec![0, count as u32];
+                let words = Documents::words(&starts);
+                let word_view = arena.low::<i32>(1, words.len(), 0)?;
+                this.context.upload(word_view, &words)?;
+                Documents::new(word_view, starts)
+            } else {
+                Documents::new(View::at(0, 1, 0, 0), Vec::new())
+            };
             let pass = this.forward_pass(&documents, position_view, count);
             let x = arena.low::<bf16>(count, this.shape().hidden, 0)?;
             ops::embed(&this.context, x, this.embedding.view, id_view)?;
