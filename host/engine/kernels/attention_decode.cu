@@ -11,8 +11,7 @@
 
 #define AT_ONCE 4
 #define KEYS (32 / LANES)  // keys of a warp, side by side
-#define LOG2E 1.4426950408889634f
-#define NOTHING (-__int_as_float(0x7f800000))
+#define NOTHING (-INF)
 
 // A sum of values weighted by exp2(score - most), and of the weights.
 struct Part {

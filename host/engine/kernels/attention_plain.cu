@@ -25,7 +25,7 @@ extern "C" __global__ void attention_plain_forward(
         q[i] = c < dim ? f32_of(qkv[(u64)row * stride + head * dim + c]) * scale : 0.f;
         sum[i] = 0.f;
     }
-    float max_score = -__int_as_float(0x7f800000), total = 0.f;
+    float max_score = -INF, total = 0.f;
     for (int key = start; key <= row; key++) {
         const bf16* k = qkv + (u64)key * stride + (heads + kv) * dim;
         const bf16* v = k + kv_heads * dim;

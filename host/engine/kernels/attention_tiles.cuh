@@ -24,8 +24,6 @@
 #define BLOCKS_OF(d) (((d) + 63) / 64)
 #define CHUNKS (D / 8)               // 16-byte pieces in a row
 #define TILE_BYTES(rows) ((rows) * 128 * BLOCKS_OF(D))
-#define INF __int_as_float(0x7f800000)
-#define LOG2E 1.4426950408889634f
 
 static __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 

@@ -20,6 +20,9 @@ static __device__ __forceinline__ u32 bf16x2_of(float low, float high) {
 static __device__ __forceinline__ float low_of(u32 x) { return __uint_as_float(x << 16); }
 static __device__ __forceinline__ float high_of(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 
+#define INF __int_as_float(0x7f800000)
+#define LOG2E 1.4426950408889634f
+
 // Unrolled, so that they stay in registers.
 #define EIGHT _Pragma("unroll") for (int i = 0; i < 8; i++)
 
@@ -84,7 +87,7 @@ static __device__ __forceinline__ float block_max(float x) {
     __syncthreads();
     if (lane == 0) parts[warp] = x;
     __syncthreads();
-    return warp_max(lane < warps ? parts[lane] : -__int_as_float(0x7f800000));
+    return warp_max(lane < warps ? parts[lane] : -INF);
 }
 
 // Philox 4x32, 10 rounds: the same words as rng.rs gives for the same key and counter.

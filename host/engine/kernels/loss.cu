@@ -10,7 +10,7 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy(
     bf16* row = logits + (u64)blockIdx.x * stride;
     int target = targets[blockIdx.x], whole = vocab & ~7;
     float target_logit = f32_of(row[target]);
-    float max = -__int_as_float(0x7f800000), sum = 0.f;
+    float max = -INF, sum = 0.f;
     for (int at = threadIdx.x * 8; at < whole; at += 1024 * 8) {
         Eight v = load8(row + at);
         float top = v.x[0];
