@@ -26,22 +26,17 @@ pub enum Packed {
 pub(crate) struct Map(Option<View<f32>>);
 
 impl Map {
-    fn of(&mut self, context: &Context, slab: &mut Slab) -> Result<View<f32>> {
-        if let Some(map) = self.0 {
-            return Ok(map);
-        }
-        let map = slab.take::<f32>(1, 256, 0)?;
-        context.upload(map, &SIGNED.values)?;
-        self.0 = Some(map);
-        Ok(map)
-    }
-
     /// The map where a weight kept as `storage` needs it, in memory of `slab`.
     pub fn wanted(&mut self, context: &Context, slab: &mut Slab, storage: Storage) -> Result<Option<View<f32>>> {
-        match storage {
-            Storage::Nf4 { double: true, .. } => self.of(context, slab).map(Some),
-            _ => Ok(None),
+        if !matches!(storage, Storage::Nf4 { double: true, .. }) {
+            return Ok(None);
         }
+        if self.0.is_none() {
+            let map = slab.take::<f32>(1, 256, 0)?;
+            context.upload(map, &SIGNED.values)?;
+            self.0 = Some(map);
+        }
+        Ok(self.0)
     }
 }
 

@@ -186,11 +186,6 @@ impl Card {
         &mut self.decoder
     }
 
-    /// Sets the numbers of a tensor that can train.
-    pub(super) fn set_value(&mut self, index: usize, values: &[f32]) -> Result<(), EngineError> {
-        self.decoder.set_value(index, values)
-    }
-
     /// Notes how a tensor that can train stands in files.
     pub(super) fn note_file(&mut self, name: &str, shape: Vec<usize>, storage: Storage) {
         self.files.insert(name.into(), (shape, storage));

@@ -32,7 +32,7 @@ impl Card {
             let (index, new) = adopted.map_err(|error| memory_error(error, "what is to train", plan))?;
             if new {
                 let values = read(base, info, entry.storage)?;
-                self.set_value(index, &values.as_f32()).map_err(failed)?;
+                self.decoder_mut().set_value(index, &values.as_f32()).map_err(failed)?;
                 self.note_file(&info.name, info.shape.clone(), entry.storage);
             }
         }

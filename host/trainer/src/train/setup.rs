@@ -48,18 +48,17 @@ pub(super) fn on_card(
         Ok(()) => Some("train.update_in_backward = true".to_string()),
     };
     let batch = passes.largest.clone();
-    let picker = prepared.picker.as_ref();
-    let resting = picker.map(|picker| resting(picker.plan(), &picker.result()));
-    let plan_ever = picker.map(|picker| with_what_rests(picker.plan(), &picker.result()));
-    let plan_ever = plan_ever.unwrap_or_else(|| plan.clone());
+    // All that ever trained has its place, so that a checkpoint's numbers find it.
+    let revised = prepared.picker.as_ref().map(|picker| (picker.plan(), picker.result()));
+    let plan_ever = revised.as_ref().map_or_else(|| plan.clone(), |(now, ever)| with_what_rests(now, ever));
+    let resting = revised.as_ref().map(|(now, ever)| resting(now, ever));
     let run = forecast::Run { base, plan: plan_ever, options, batch, offer_update, resting };
     forecast::check(&forecast::Place::of(context)?, &run)?;
     for note in notes(config) {
         observer.on(&Event::Note(note));
     }
-    let card = match &prepared.picker {
-        // All that ever trained has its place, so that a checkpoint's numbers find it.
-        Some(picker) => Card::to_revise(context, base, &picker.result(), config.seed, options, observer)?,
+    let card = match &revised {
+        Some((_, ever)) => Card::to_revise(context, base, ever, config.seed, options, observer)?,
         None => Card::build(context, base, plan, config.seed, options, observer)?,
     };
     Stepper::on_card(card, plan, config)
