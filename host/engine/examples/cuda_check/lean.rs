@@ -1,14 +1,10 @@
 //! What takes less memory changes no bit: the same training with and without.
 
 use liftplan_engine::cuda::{Context, Decoder as CudaDecoder, ModelShape, MomentFormat, Options, StepPlan, Update};
-use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 use liftplan_engine::{EngineError, IGNORE};
 
 use crate::Report;
-use crate::tiny::{Case, Dora, Method, Values, batch, on_card, shape, train, values};
-
-const OPTIONS: AdamWOptions =
-    AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
+use crate::tiny::{Case, Dora, Method, OPTIONS, Values, batch, on_card, shape, train, values};
 
 /// A small untied model.
 fn case(name: &'static str, method: Method) -> Case {

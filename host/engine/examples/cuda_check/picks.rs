@@ -6,19 +6,17 @@ use std::collections::BTreeMap;
 use liftplan_engine::cuda::{
     Context, Decoder as CudaDecoder, Kind, MomentFormat, Options, Role, Slot, StepPlan, Treatment, Update,
 };
-use liftplan_engine::optim::{AdamW, AdamWOptions, Bf16Update, grad_norm};
+use liftplan_engine::optim::{AdamW, grad_norm};
 use liftplan_engine::{Adapter, Block, Decoder, Keep, StepOptions};
 
 use crate::Report;
 use crate::script::{ADAPTERS, PICKS, STORED, Script};
 use crate::tiny::{
-    Case, Dora, Method, Values, batch, kept_on_cpu, on_card, on_cpu_with, shape, slots, treatment, values,
+    Case, Dora, Method, OPTIONS, Values, batch, kept_on_cpu, on_card, on_cpu_with, shape, slots, treatment, values,
 };
 
 const STEPS: u32 = 20;
 const LR: f64 = 2e-3;
-const OPTIONS: AdamWOptions =
-    AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
 
 pub fn check(context: &Context, report: &mut Report) {
     let case = |name, method, options, dropout| Case {

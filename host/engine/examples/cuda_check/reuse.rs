@@ -1,18 +1,15 @@
 //! DoRA's factors are made again when something that they are made of has changed, and never else: a model that is trained, set and
 //! asked in turn computes the bits of one that is built of the same numbers at that moment.
 
-use std::collections::BTreeMap;
-
 use liftplan_engine::Batch;
 use liftplan_engine::cuda::{Context, Decoder, Kind, Options, Role, Slot, Storage, Treatment, Update};
-use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 
 use crate::Report;
-use crate::picks::{numbers, put};
-use crate::tiny::{Case, Dora, Method, Values, batch, on_card, on_card_with, shape, slots, storage, treatment, values};
-
-const OPTIONS: AdamWOptions =
-    AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
+use crate::picks::numbers;
+use crate::script::{adapters, begin};
+use crate::tiny::{
+    Case, Dora, Method, OPTIONS, Values, batch, on_card, on_card_with, shape, storage, treatment, values,
+};
 
 /// A weight that begins to train under its adapter, and stops.
 const WHOLE: Slot = (Some(1), Role::K);
@@ -253,17 +250,7 @@ impl Kept<'_> {
         self.said(&mut decoder, false);
         self.step(&mut decoder, 0);
         let before = self.said(&mut decoder, false);
-        let late = slots(self.case).into_iter().filter(|(slot, _)| !early(*slot));
-        let late: Vec<_> = late
-            .filter_map(|(slot, name)| match treatment(self.case, slot, &name) {
-                Treatment::Adapt(spec) => Some((slot, spec)),
-                _ => None,
-            })
-            .collect();
-        decoder.adapt(&late).unwrap();
-        let names = late.iter().flat_map(|(_, spec)| [&spec.a, &spec.b].into_iter().chain(&spec.magnitude));
-        let first: BTreeMap<String, Vec<f32>> = names.map(|name| (name.clone(), self.values[name].2.clone())).collect();
-        put(&mut decoder, &first);
+        begin(&mut decoder, &self.values, &adapters(self.case, |slot| !early(slot)));
         decoder.set_active(|_| true).unwrap();
         let said = self.is_as_built(&mut decoder, "behind adapters that begin", Some(&before));
         self.step(&mut decoder, 1);

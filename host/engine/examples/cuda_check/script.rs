@@ -84,13 +84,7 @@ impl Script {
 
     /// Adapters that begin in a step.
     pub fn begins(&self, case: &Case, step: u32) -> Vec<(Slot, AdapterSpec)> {
-        let begins = |slot| step > 0 && self.began(step, slot) && !self.began(step - 1, slot);
-        let all = slots(case).into_iter().filter(|(slot, _)| begins(*slot));
-        all.filter_map(|(slot, name)| match treatment(case, slot, &name) {
-            Treatment::Adapt(spec) => Some((slot, spec)),
-            _ => None,
-        })
-        .collect()
+        adapters(case, |slot| step > 0 && self.began(step, slot) && !self.began(step - 1, slot))
     }
 
     /// Weights that are kept otherwise than in the step before.
@@ -116,10 +110,25 @@ impl Script {
         }
         let begins = self.begins(case, step);
         if !begins.is_empty() {
-            decoder.adapt(&begins).unwrap();
-            let names = begins.iter().flat_map(|(_, spec)| [&spec.a, &spec.b].into_iter().chain(&spec.magnitude));
-            let first = names.map(|name| (name.clone(), values[name].2.clone())).collect();
-            put(decoder, &first);
+            begin(decoder, values, &begins);
         }
     }
+}
+
+/// The adapters that a case has beside some weights.
+pub(super) fn adapters(case: &Case, wanted: impl Fn(Slot) -> bool) -> Vec<(Slot, AdapterSpec)> {
+    let all = slots(case).into_iter().filter(|(slot, _)| wanted(*slot));
+    all.filter_map(|(slot, name)| match treatment(case, slot, &name) {
+        Treatment::Adapt(spec) => Some((slot, spec)),
+        _ => None,
+    })
+    .collect()
+}
+
+/// Puts adapters beside weights that have none, with their first numbers.
+pub(super) fn begin(decoder: &mut CudaDecoder, values: &Values, adapters: &[(Slot, AdapterSpec)]) {
+    decoder.adapt(adapters).unwrap();
+    let names = adapters.iter().flat_map(|(_, spec)| [&spec.a, &spec.b].into_iter().chain(&spec.magnitude));
+    let first = names.map(|name| (name.clone(), values[name].2.clone())).collect();
+    put(decoder, &first);
 }

@@ -7,7 +7,7 @@ use liftplan_engine::cuda::{
     TensorSpec, Treatment, Update,
 };
 use liftplan_engine::ops::attention::Heads;
-use liftplan_engine::optim::AdamWOptions;
+use liftplan_engine::optim::{AdamWOptions, Bf16Update};
 use liftplan_engine::rng::Random;
 use liftplan_engine::storage::nf4::VALUES;
 use liftplan_engine::{
@@ -15,6 +15,10 @@ use liftplan_engine::{
 };
 
 const SCALE: f32 = 2.0;
+
+/// How what is compared to the bit is updated.
+pub(super) const OPTIONS: AdamWOptions =
+    AdamWOptions { betas: (0.9, 0.99), eps: 1e-8, bf16_update: Bf16Update::Stochastic, seed: 3 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Method {
